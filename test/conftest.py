@@ -12,12 +12,18 @@ import tempfile
 import time
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from stream_vlm_ros.machine import measured_on
 from stream_vlm_ros.processes.graph import claim_domain, on_this_machine
 
 # make sets it: then ROS and our interfaces were built, and a test that needs them may not skip.
 BUILT = os.environ.get("STREAM_VLM_INSTALLED") == "1"
+
+# Beside a busy neighbour any input can take its second: that says nothing of the code. Where CI is
+# set, Hypothesis tries the same inputs each time; elsewhere others, and so finds more.
+settings.register_profile("stream_vlm", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("stream_vlm")
 
 
 def pytest_addoption(parser):

@@ -194,7 +194,6 @@ OPERATIONS = st.one_of(
 
 @settings(
     max_examples=examples(40),
-    deadline=None,
     suppress_health_check=list(HealthCheck),
     derandomize=True,
 )

@@ -134,7 +134,7 @@ def test_the_target_size_is_the_librarys(size, min_pixels, more, factor):
 
 
 @given(sizes, st.sampled_from([noise, scene]), st.integers(1, 60_000), st.integers(0, 60_000))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_patches_equal_the_librarys_but_for_rounding(size, draw, min_pixels, more):
     picture = draw(*size)
     bounds = {"min_pixels": min_pixels, "max_pixels": min_pixels + more}
@@ -148,7 +148,7 @@ def test_patches_equal_the_librarys_but_for_rounding(size, draw, min_pixels, mor
 
 
 @given(sizes, st.integers(1, 60_000))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_way_of_other_devices_resizes_like_pil_too(size, pixels):
     picture = noise(*size)
     target = smart_resize(*size, 28, 1, pixels)

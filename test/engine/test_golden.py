@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from amounts import examples
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_qwen import library_checkpoint
 from transformers import Qwen2_5_VLForConditionalGeneration
@@ -23,8 +23,6 @@ from stream_vlm_ros.errors import InvalidParameterError
 
 SLOW_EXAMPLES = settings(
     max_examples=examples(12),
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow],
     derandomize=True,
 )
 

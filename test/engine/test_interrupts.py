@@ -150,7 +150,7 @@ def test_a_score_that_raises_what_is_no_exception_leaves_the_memory_as_it_was(
     assert engine.get_cache_info()["levels"] == straight.get_cache_info()["levels"]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 2**32 - 1), at=st.integers(0, 400))
 def test_novelty_is_right_again_after_it_was_interrupted_anywhere(seed, at):
     """As the plain formula over all pairs."""

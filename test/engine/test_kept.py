@@ -65,7 +65,7 @@ def trained(runs, step_after):
     return positions
 
 
-@settings(max_examples=examples(60), deadline=None)
+@settings(max_examples=examples(60))
 @given(chunks=chunks(), sink=st.integers(1, 6), data=st.data())
 def test_kept_grids_lie_where_the_trained_rule_puts_them_whatever_goes(chunks, sink, data):
     ledger = PositionLedger("contiguous")

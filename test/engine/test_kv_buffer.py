@@ -63,7 +63,7 @@ def layout(offsets):
     return Shifts(numbers, np.where(numbers == SINK, 2, TOKENS), np.array(offsets))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.lists(OFFSETS, min_size=5, max_size=5), OFFSETS), max_size=4))
 def test_one_offset_of_a_query_sees_every_key_right(layouts):
     buffer, slots, kv = buffer_of(4)

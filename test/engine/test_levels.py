@@ -27,7 +27,7 @@ def candidate(number, seconds=None, tokens=1, descriptor=()):
     budget=st.integers(3, 40),
     steps=st.lists(st.floats(0.5, 1.5), min_size=60, max_size=400),
 )
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_the_sample_covers_the_whole_past_evenly_however_long_it_grows(budget, steps):
     sample, seconds = EvenSample(budget), 0.0
     kept: dict[int, float] = {}
@@ -178,7 +178,7 @@ OPERATIONS = st.lists(
 )
 
 
-@settings(max_examples=examples(25), deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(25), suppress_health_check=list(HealthCheck))
 @given(
     operations=OPERATIONS,
     cap=st.integers(60, 400),
@@ -381,7 +381,7 @@ def brute_force_novelty(table):
     return 1.0 - pairs.max(axis=1)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     seed=st.integers(0, 2**32 - 1),
     size=st.integers(1, 8),

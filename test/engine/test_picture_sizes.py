@@ -226,7 +226,7 @@ def test_long_texts_from_outside_are_repeated_in_part():
     assert cut("x" * 10_000_000) == "x" * 500 + "... (10,000,000 characters)"
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     form=st.sampled_from(sorted(MAKERS)),
     changes=st.lists(st.tuples(st.integers(0, 200), st.integers(0, 255)), max_size=8),

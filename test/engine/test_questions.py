@@ -82,7 +82,6 @@ def test_a_question_leaves_no_trace_and_asking_twice_gives_the_same(
 
 @settings(
     max_examples=examples(10),
-    deadline=None,
     suppress_health_check=list(HealthCheck),
     derandomize=True,
 )

@@ -43,7 +43,6 @@ from stream_vlm_ros.owned import NotOursError
 
 QUICK = settings(
     max_examples=examples(10),
-    deadline=None,
     suppress_health_check=list(HealthCheck),
     derandomize=True,
 )

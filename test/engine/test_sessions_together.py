@@ -361,7 +361,6 @@ def test_engines_that_compute_together_do_what_each_would_by_itself():
         settings=settings(
             max_examples=examples(12),
             stateful_step_count=25,
-            deadline=None,
             derandomize=True,
             phases=[Phase.generate],  # to shrink what fails takes minutes
             suppress_health_check=list(HealthCheck),

@@ -23,7 +23,6 @@ from stream_vlm_ros.errors import InvalidParameterError, SnapshotEvictedError, S
 
 QUICK = settings(
     max_examples=examples(12),
-    deadline=None,
     suppress_health_check=list(HealthCheck),
     derandomize=True,
 )

@@ -52,7 +52,7 @@ def test_features_are_those_of_the_librarys_tower(tower, grid):
         assert_same(tower.encode_frames(chunk), stock_features(stock, chunk), 1e-5)
 
 
-@settings(max_examples=examples(60), deadline=None)
+@settings(max_examples=examples(60))
 @given(
     grids=st.integers(1, 3),
     tokens=st.tuples(st.integers(1, 14), st.integers(1, 14)),

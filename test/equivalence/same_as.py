@@ -104,7 +104,6 @@ def drive(
         settings=settings(
             max_examples=machines,
             stateful_step_count=STEPS,
-            deadline=None,
             database=None,
             phases=phases,
             report_multiple_bugs=False,

@@ -85,7 +85,7 @@ head = st.builds(
         model=st.text(),
     )
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_what_is_read_is_what_was_written(tmp_path_factory, calibration):
     file = tmp_path_factory.mktemp("file") / "calibration.json"
     calibration.save(file)
@@ -274,7 +274,7 @@ def test_places_of_a_prompt_do_not_overlap_but_for_the_last():
 
 
 @given(seed=st.integers(0, 10_000), grids=st.integers(2, 40))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_heads_are_added_in_units_of_their_spreads_weighted_by_their_precision(seed, grids):
     scores = np.random.default_rng(seed).normal(size=(3, grids)).astype(np.float32)
     weight = {0: 0.9, 1: 0.6, 2: 0.3}
@@ -285,7 +285,7 @@ def test_heads_are_added_in_units_of_their_spreads_weighted_by_their_precision(s
 
 
 @given(seed=st.integers(0, 10_000), grids=st.integers(3, 40))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_on_a_scale_of_its_own_no_unit_counts_and_scores_are_standard_deviations(seed, grids):
     rng = np.random.default_rng(seed)
     scores = rng.normal(size=(3, grids))

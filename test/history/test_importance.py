@@ -42,7 +42,7 @@ def test_a_camera_that_sways_by_a_hundredth_is_not_new(plain):
     assert novelty(ThumbnailNovelty(), picture, np.roll(picture, 5, axis=1)) < THRESHOLD
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     st.tuples(st.integers(1, 40), st.integers(1, 40)).flatmap(
         lambda size: arrays.arrays(np.uint8, (2, *size, 3))

@@ -47,7 +47,7 @@ def whole_chunks(count, tokens=3, of=5):
 # -- what is found -----------------------------------------------------------------------------
 
 
-@settings(max_examples=examples(20), deadline=None)
+@settings(max_examples=examples(20))
 @given(seed=SEEDS, chunks=st.lists(SIZES, min_size=1, max_size=8), count=st.integers(1, 4))
 def test_scores_are_those_of_a_look_at_every_key_however_grids_came(seed, chunks, count):
     one = index()
@@ -114,7 +114,7 @@ def test_a_chunk_without_text_and_text_without_a_chunk_are_taken():
     torch.testing.assert_close(found.scores, wanted, rtol=1e-4, atol=1e-4)
 
 
-@settings(max_examples=examples(15), deadline=None)
+@settings(max_examples=examples(15))
 @given(of=st.lists(st.integers(0, 2), min_size=1, max_size=5), count=st.integers(1, 3))
 def test_any_query_heads_look_for_any_heads(of, count):
     one = index()
@@ -125,7 +125,7 @@ def test_any_query_heads_look_for_any_heads(of, count):
     torch.testing.assert_close(found.scores, wanted, rtol=1e-4, atol=1e-4)
 
 
-@settings(max_examples=examples(20), deadline=None)
+@settings(max_examples=examples(20))
 @given(start=st.integers(0, 130), length=st.integers(0, 60), room=st.sampled_from([20, 1000]))
 def test_a_time_leaves_what_stands_for_some_of_it_with_the_same_scores(start, length, room):
     one = index(room * grid_bytes())
@@ -186,7 +186,7 @@ def test_an_empty_index_finds_nothing():
 # -- within its bytes --------------------------------------------------------------------------
 
 
-@settings(max_examples=examples(10), deadline=None)
+@settings(max_examples=examples(10))
 @given(count=st.integers(1, 3000), room=st.integers(2, 300))
 def test_what_is_left_out_is_stood_for_by_a_neighbour_and_all_is_about_equally_dense(count, room):
     one = index(max_bytes=room * grid_bytes())
@@ -507,7 +507,7 @@ class ValuesWrittenBehind(ValuesInFolder):
     behind = True
 
 
-SOME = settings(max_examples=examples(12), stateful_step_count=25, deadline=None)
+SOME = settings(max_examples=examples(12), stateful_step_count=25)
 TestValues, TestValuesInFolder = Values.TestCase, ValuesInFolder.TestCase
 TestValuesWrittenBehind = ValuesWrittenBehind.TestCase
 TestValues.settings = TestValuesInFolder.settings = TestValuesWrittenBehind.settings = SOME

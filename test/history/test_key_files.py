@@ -162,7 +162,7 @@ def killed_after(writes):
     return pwrite
 
 
-@settings(max_examples=examples(50), deadline=None)
+@settings(max_examples=examples(50))
 @given(data=st.data())
 def test_whenever_it_is_killed_every_grid_whose_append_returned_is_there(tmp_path_factory, data):
     folder = tmp_path_factory.mktemp("killed")
@@ -264,7 +264,7 @@ def no_room(*_):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-@settings(max_examples=examples(20), deadline=None)
+@settings(max_examples=examples(20))
 @given(calls=st.integers(0, 30), chunks=st.integers(0, 12), behind=st.booleans())
 def test_a_full_disk_is_said_and_what_was_held_stays(tmp_path_factory, calls, chunks, behind):
     folder = tmp_path_factory.mktemp("full")
@@ -476,7 +476,7 @@ def test_a_disk_without_room_for_a_segment_is_said(tmp_path, monkeypatch):
     one.close()
 
 
-@settings(max_examples=examples(25), deadline=None)
+@settings(max_examples=examples(25))
 @given(seed=st.integers(0, 10_000), flips=st.integers(1, 4))
 def test_damage_takes_the_grids_that_it_hits_and_no_others(tmp_path_factory, seed, flips):
     folder = tmp_path_factory.mktemp("damaged")

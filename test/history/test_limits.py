@@ -178,7 +178,7 @@ def test_whether_there_was_one_is_counted_only_where_there_was_none():
 
 
 @given(seed=st.integers(0, 1000), level=st.floats(2, 7), other=st.floats(0, 7))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_the_share_that_is_reported_is_what_the_limits_reach(seed, level, other):
     rows = footage(level, 0.7 * level, other, seed)
     limits = choose_limits(rows)

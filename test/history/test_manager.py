@@ -89,7 +89,7 @@ def test_a_camera_is_thinned_to_the_target_rate():
     assert kept.statistics()["frames_not_sampled"] == 290
 
 
-@settings(max_examples=examples(20), deadline=None)
+@settings(max_examples=examples(20))
 @given(
     st.lists(st.tuples(st.sampled_from([0, 0.1, 0.5, 1, 7]), st.integers(0, 255)), max_size=80),
     st.integers(0, 5),
@@ -410,7 +410,7 @@ def test_a_stamp_beyond_whole_nanoseconds_is_refused(stamp):
     assert kept.statistics()["frames_added"] == 3
 
 
-@settings(max_examples=examples(25), deadline=None)
+@settings(max_examples=examples(25))
 @given(
     st.lists(st.sampled_from(["next", "ahead", "back", "set", "set back", "clear"]), max_size=60),
     st.sampled_from([0, 1.0]),

@@ -110,7 +110,7 @@ def test_over_the_bound_in_time_stars_go_too():
     assert [f.stamp for f in store.newest(99)] == [float(k) for k in range(19, 30)]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     st.lists(st.tuples(st.floats(0, 5), st.booleans()), max_size=60),
     st.integers(1, 12),

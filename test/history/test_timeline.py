@@ -135,5 +135,5 @@ class CourseOfTime(RuleBasedStateMachine):
             assert self.course[0][1] <= keys.oldest <= keys.newest <= self.course[-1][1]
 
 
-CourseOfTime.TestCase.settings = settings(max_examples=15, stateful_step_count=20, deadline=None)
+CourseOfTime.TestCase.settings = settings(max_examples=15, stateful_step_count=20)
 TestCourseOfTime = CourseOfTime.TestCase

@@ -634,6 +634,6 @@ class Kills(Jumps):
         assert len(self.robot.server.frames) <= counted <= self.ever_ingested
 
 
-OFTEN = settings(max_examples=60, stateful_step_count=40, deadline=None)
+OFTEN = settings(max_examples=60, stateful_step_count=40)
 TestConnections, TestJumps, TestKills = Connections.TestCase, Jumps.TestCase, Kills.TestCase
 TestConnections.settings = TestJumps.settings = TestKills.settings = OFTEN

@@ -123,7 +123,7 @@ def test_the_example_of_the_pages_is_loaded_and_its_picture_is_small():
     assert (folder / "report.png").stat().st_size < 300_000
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.lists(st.text(max_size=8), max_size=4), max_size=4), st.text(max_size=20))
 def test_any_table_is_loaded_or_refused_with_its_line(tmp_path_factory, rows, end):
     path = tmp_path_factory.getbasetemp() / "any.csv"

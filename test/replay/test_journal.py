@@ -35,7 +35,7 @@ def test_a_whole_one_gives_all(file):
     assert journal.run("run") == RUN
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=100, suppress_health_check=list(HealthCheck))
 @given(
     cut=st.none() | st.floats(0, 1),
     changes=st.lists(

@@ -178,7 +178,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=examples(25), deadline=None)
+@settings(max_examples=examples(25))
 @given(st.sampled_from([*places([RUN])]), JSON, st.booleans(), st.booleans())
 def test_a_report_with_one_part_changed_is_compared_or_refused(
     tmp_path_factory, place, value, removed, first

@@ -223,7 +223,7 @@ def rendered(text):
     return report, render_html(report, Path())
 
 
-@settings(max_examples=examples(20), deadline=None)
+@settings(max_examples=examples(20))
 @given(TEXT)
 @example("a;=1+1")
 @example("a\t +1")
@@ -245,7 +245,7 @@ def test_no_text_changes_the_pages_elements_or_breaks_json_or_csv(text):
             assert part.strip()[:1] not in {*"=+-@＝＋－＠"}
 
 
-@settings(max_examples=examples(100), deadline=None)
+@settings(max_examples=examples(100))
 @given(st.text(alphabet=st.characters(codec=None), max_size=40), st.booleans())
 def test_any_text_is_shown_as_it_is_by_a_renderer_of_markdown(text, in_table):
     line = markdown(text)

@@ -17,7 +17,7 @@ from http.client import HTTPConnection
 import httpx
 import openai
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from patience import PATIENCE, wait_until
 from PIL import Image
@@ -373,7 +373,6 @@ ANYTHING = st.recursive(
 NAMES = st.sampled_from(["model", "messages", "stop", "seed", "tools", "stream_vlm", "x", "user"])
 
 
-@settings(suppress_health_check=[HealthCheck.too_slow])  # of drawing, on a busy machine
 @given(st.dictionaries(NAMES, ANYTHING))
 def test_whatever_is_sent_is_a_question_or_is_refused(changes):
     body = json.dumps(VALID | changes).encode()

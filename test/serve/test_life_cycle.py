@@ -273,7 +273,6 @@ def test_whatever_happens_to_a_session_its_file_has_what_it_is_to_have(
             settings=settings(
                 max_examples=12,
                 stateful_step_count=12,
-                deadline=None,
                 suppress_health_check=list(HealthCheck),
             ),
         )

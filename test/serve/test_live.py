@@ -481,7 +481,7 @@ ACTIONS = st.one_of(
 )
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=20, suppress_health_check=list(HealthCheck))
 @given(actions=st.lists(ACTIONS, max_size=30))
 def test_whatever_is_sent_every_frame_comes_to_one_end_and_is_counted_once(server, actions):
     name = f"any-{time.monotonic_ns()}"

@@ -74,7 +74,7 @@ def test_one_reply_never_grows_beyond_its_bound(make_log):
     assert (found.total, questions(found)) == (6, ["3", "4", "5"])
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(sizes=st.lists(st.integers(0, 300), min_size=1, max_size=30), bound=st.integers(50, 1000))
 def test_the_oldest_go_where_the_bound_is_reached(sizes, bound):
     log = AnswerLog(None, bound, pytest.fail)

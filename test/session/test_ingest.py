@@ -393,7 +393,7 @@ def test_after_clearing_any_stamp_is_the_first(make_ingest):
     assert box.dropped(Drop.RESET) == 1 and box.restarts == 0 and box.holds()
 
 
-@settings(deadline=None, max_examples=examples(100))
+@settings(max_examples=examples(100))
 @given(sample_fps=st.sampled_from([0.0, 1.0, 5.0]), events=EVENTS)
 def test_no_frame_is_lost_or_counted_twice(sample_fps, events):
     box = Ingest(_header, sample_fps=sample_fps)

@@ -759,7 +759,7 @@ def test_what_loading_raises_is_told(fake_engine):
     assert worker.stop(PATIENCE)
 
 
-@settings(deadline=None, max_examples=examples(25))
+@settings(max_examples=examples(25))
 @given(
     st.lists(st.sampled_from(["append", "ask", "reset", "fail", "busy", "abandon"]), max_size=25)
 )

@@ -71,7 +71,7 @@ def named(text):
     return "sign" if "sign" in words else " ".join(words[-2:])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=SEEDS, frames=st.integers(4, 130), slow=st.sampled_from([1.0, 40.0]))
 def test_answers_agree_with_what_the_frames_show(seed, frames, slow):
     world = World(seed, pace=slow)
@@ -110,7 +110,7 @@ def test_answers_agree_with_what_the_frames_show(seed, frames, slow):
             assert answer == (texts[-1] if texts else NOT_SEEN)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=SEEDS, frames=st.integers(4, 130))
 def test_choices_hold_the_answer_once_and_no_other_right_one(seed, frames):
     world, rng = World(seed), random.Random(seed)

@@ -118,7 +118,7 @@ class Frames:
         return order[place].phrase if 0 <= place < len(order) else None
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(seed=SEEDS)
 def test_answers_and_evidence_agree_with_a_look_through_all_frames(seed):
     world = half_an_hour(seed)
@@ -139,7 +139,7 @@ def test_answers_and_evidence_agree_with_a_look_through_all_frames(seed):
     assert types >= {*RECALL, *HOLISTIC}  # up to twenty can be counted, which is soon exceeded
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(seed=SEEDS)
 def test_what_is_needed_for_an_answer_is_enough_for_it(seed):
     world = half_an_hour(seed)
@@ -151,7 +151,7 @@ def test_what_is_needed_for_an_answer_is_enough_for_it(seed):
             assert frames.answer(asked, *within) == asked.question.answer, asked
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(seed=SEEDS)
 def test_ages_fall_within_the_band_that_is_stated(seed):
     world = half_an_hour(seed)
@@ -171,7 +171,7 @@ def test_ages_fall_within_the_band_that_is_stated(seed):
     assert bands == {"1-10 min", "10-60 min"}
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=SEEDS, shape=st.sampled_from([(0.2, 9, 3), (0.5, 20, 4), (1.0, 30, 2), (6.0, 20, 4)]))
 def test_rare_things_come_within_their_window_alone_and_others_never(seed, shape):
     hours, once, repeated = shape
@@ -221,7 +221,7 @@ def test_worlds_for_calibration_measuring_and_evaluation_are_disjoint():
     assert len(stories) == 2 * len(seeds), "and none is the plain world of its seed"
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(seed=SEEDS, numbers=st.lists(st.integers(0, 1799), min_size=2, max_size=6))
 def test_a_grid_is_drawn_again_from_its_number_whatever_was_drawn_before(seed, numbers):
     one, other = half_an_hour(seed), half_an_hour(seed)
@@ -240,7 +240,7 @@ def test_a_grid_holds_the_two_frames_of_its_second():
         assert np.array_equal(world.grid(number), np.stack(pair))
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(seed=SEEDS)
 def test_questions_are_asked_when_nothing_has_just_come_or_gone(seed):
     world = RareWorld(seed, hours=0.2, once=8, repeated=1)
@@ -264,7 +264,7 @@ def test_a_world_that_cannot_be_is_refused_in_words(options, said):
         RareWorld(1, **options)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=SEEDS, times=st.lists(st.floats(0, 900), min_size=1, max_size=20))
 def test_what_is_visible_is_every_sighting_under_way(seed, times):
     world, other = World(seed), World(seed)

@@ -22,7 +22,7 @@ def tokenizer():
     return build_tokenizer()
 
 
-@settings(max_examples=examples(60), deadline=None)
+@settings(max_examples=examples(60))
 @given(text=st.text(alphabet=st.characters(exclude_categories=["Cs"])))
 def test_any_text_comes_back_unchanged(text):
     tokenizer = build_tokenizer()

@@ -25,7 +25,7 @@ SEEDS = st.integers(min_value=0, max_value=100_000)
 NUMBER_OF_TIMES = 12
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(seed=SEEDS, t=st.floats(min_value=0, max_value=200))
 def test_equal_seeds_give_equal_pictures_and_truth(seed, t):
     one, other = World(seed), World(seed)
@@ -40,7 +40,7 @@ def test_different_seeds_give_different_worlds():
     assert len(stories) == 5
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=SEEDS, aspect=st.sampled_from([0.75, 1.0, 4 / 3, 16 / 9]), pace=st.floats(0.5, 100))
 def test_never_more_than_two_things_are_visible_and_never_one_twice(seed, aspect, pace):
     world = World(seed, aspect=aspect, pace=pace, signs=0.3)
@@ -53,7 +53,7 @@ def test_never_more_than_two_things_are_visible_and_never_one_twice(seed, aspect
         assert len({s.thing.name for s in there}) == len(there)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=SEEDS)
 def test_the_picture_differs_from_the_empty_room_just_where_the_truth_says(seed):
     world = World(seed, signs=0.3)
