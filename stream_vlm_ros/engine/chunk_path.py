@@ -48,6 +48,7 @@ from stream_vlm_ros.engine.captured import (
 )
 from stream_vlm_ros.engine.inputs.frames import PatchGrid
 from stream_vlm_ros.engine.model.base import LayerFunctions, StreamModel
+from stream_vlm_ros.errors import StreamBusyError
 
 if TYPE_CHECKING:
     from stream_vlm_ros.engine.together import Room
@@ -58,6 +59,8 @@ MAX_GRIDS = 4  # sizes of pictures whose vision is recorded: a camera has one or
 BATCHES = (8, 4, 2, 1)  # chunks of a step, where engines compute together
 
 _Kind = tuple[Any, ...]  # of a step: what it computes, its size, what it reads, how many chunks
+
+CHANGED = "the memory was changed while this chunk was on its way: nothing was appended"
 
 _log = logging.getLogger(__name__)
 
@@ -111,6 +114,8 @@ class Appending(NamedTuple):
 
     def run(self) -> torch.Tensor:
         """Hidden states after the last norm, ``[n, hidden]``; they hold until the next call."""
+        if not self.fork.alive:  # the memory was emptied
+            raise StreamBusyError(CHANGED)
         return self.path.append_all([self])[0]
 
 

@@ -30,7 +30,7 @@ from stream_vlm_ros.engine.cache.eviction import EvictionConfig, ImportanceScore
 from stream_vlm_ros.engine.cache.manager import KVCacheManager, StreamState
 from stream_vlm_ros.engine.cache.mrope import Span, TextSpan, VisionSpan, time_to_ticks
 from stream_vlm_ros.engine.cache.requests import Fork
-from stream_vlm_ros.engine.chunk_path import Appending, Encoded, Encoding, chunk_path
+from stream_vlm_ros.engine.chunk_path import CHANGED, Appending, Encoded, Encoding, chunk_path
 from stream_vlm_ros.engine.decode_path import Continuation
 from stream_vlm_ros.engine.decoding import Answer, AnswerText, DecodingOptions, Sampler
 from stream_vlm_ros.engine.finite import FiniteCheck, check_finite, not_finite
@@ -320,6 +320,7 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
         before_device = time.perf_counter() - started
         begun = self._mark()
         features = yield encoding
+        self._check_memory_is(planned)
         grids = features.unflatten(0, grid)  # [grids, rows, columns, hidden]
         known = None
         if self._filter is not None:
@@ -334,18 +335,16 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
             positions = manager.ledger.preview(spans)
             read = manager.readout()
             hidden = yield Appending(self.chunk_path, embeddings, positions, fork, read)
+            self._check_memory_is(planned, fork)
             # An infinite key may be seen by none of these tokens, and by the next ones.
             check = FiniteCheck("hidden states or keys of these frames", hidden, fork.own())
             state = self._next_state(stamps, timeline, known)
             seen = plan = None
-            if manager.evictor.describes_early and manager.state is planned:
+            if manager.evictor.describes_early:
                 seen = described()
                 plan = manager.plan(fork, spans, state, seen)  # while the device is busy
             yield check
-            if manager.state is not planned:  # computed for another memory than this
-                raise StreamBusyError(
-                    "the memory was changed while this chunk was on its way: nothing was appended"
-                )
+            self._check_memory_is(planned, fork)
             seen = seen or described()
             evicted = manager.commit(fork, spans, state, True, seen, read, plan)
         manager.prepare_reading()
@@ -574,6 +573,14 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
         return binding_of(self.model, self._chat, self.layout, self.cache_manager)
 
     # -- inside ------------------------------------------------------------------------------
+
+    def _check_memory_is(self, planned: StreamState, fork: Fork | None = None) -> None:
+        """A chunk that was laid out for another memory than the present one goes into neither.
+
+        Emptying ends its fork, also where the memory was empty and so is as before.
+        """
+        if self.cache_manager.state is not planned or (fork is not None and not fork.alive):
+            raise StreamBusyError(CHANGED)
 
     def _plan_chunk(
         self, grid: tuple[int, int, int], stamps: list[float]

@@ -4,6 +4,7 @@
 """Engines that share a model append their chunks together, and remember what each would alone."""
 
 import gc
+import itertools
 import weakref
 
 import pytest
@@ -308,6 +309,54 @@ def test_a_memory_that_is_changed_between_two_pieces_takes_no_chunk_made_for_ano
     _, second, _ = finished(steps)
     assert isinstance(second, StreamBusyError) == bool(changed)
     assert engine.cache_manager.state.chunks == before + 1
+
+
+@pytest.mark.parametrize("watched", [0, 3])
+@pytest.mark.parametrize("change", ["reset", "append", "load"])
+def test_a_chunk_whose_memory_is_changed_before_its_commit_is_refused_and_changes_nothing(
+    toys, model, processor, tmp_path, watched, change
+):
+    engine, other = (
+        VideoStreamingInference(model, processor, None, EvictionConfig.novelty(160))
+        for _ in range(2)
+    )
+
+    def watch(one, number):
+        one.append_video_chunk(toys.frames(4, 56, 84, seed=number), fps=2)
+
+    def prepared(one):
+        one.reset()
+        for number in range(watched):
+            watch(one, number)
+        return one
+
+    watch(other, 9)
+    other.save_memory(tmp_path / "saved")
+    first = 2 if change == "reset" and not watched else 1  # it is empty before and after
+    change = {
+        "reset": lambda one: one.reset(),
+        "append": lambda one: watch(one, 8),
+        "load": lambda one: one.load_memory(tmp_path / "saved"),
+    }[change]
+    change(prepared(other))
+    pieces = range(first, 4)  # encoding, appending, checking; behind these it is committed
+    for piece, done_before in itertools.product(pieces, (True, False)):
+        steps = prepared(engine).append_steps(toys.frames(4, 56, 84, seed=7), fps=2)
+        work = next(steps)
+        for _ in range(1, piece):
+            work = steps.send(work.run())
+        done = work.run() if done_before else None
+        try:
+            change(engine)
+        except StreamBusyError:  # no room for it beside the chunk
+            continue
+        with pytest.raises(StreamBusyError, match="the memory was changed"):
+            work = steps.send(done if done_before else work.run())
+            while True:
+                work = steps.send(work.run())
+        assert not engine.cache_manager.living_forks
+        assert engine.cache_manager.state == other.cache_manager.state
+        assert torch.equal(engine.cache_manager.gather(), other.cache_manager.gather())
 
 
 @pytest.mark.parametrize("dropped", [False, True])
