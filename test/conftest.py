@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import tempfile
+import threading
 import time
 
 import pytest
@@ -96,6 +97,24 @@ def cuda_is_available() -> bool:
     import torch
 
     return torch.cuda.is_available()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def threads_of_files_before():
+    """Those that tests of other files in this process have left running, such as a client's."""
+    return set(threading.enumerate()) - {threading.current_thread()}
+
+
+@pytest.fixture
+def caplog(caplog, threads_of_files_before):
+    """Without what those threads say."""
+
+    def ours(record):
+        return threading.current_thread() not in threads_of_files_before
+
+    caplog.handler.addFilter(ours)  # pytest has one handler for all tests
+    yield caplog
+    caplog.handler.removeFilter(ours)
 
 
 @pytest.fixture

@@ -18,6 +18,12 @@ from stream_vlm_ros.serve.options import Limits
 from stream_vlm_ros.sources import open_source
 
 
+@pytest.fixture(scope="module")
+def threads_of_files_before():
+    """None whose words are not wanted: the server's are of all files' tests."""
+    return set()
+
+
 @pytest.fixture(scope="session")
 def film():
     """Frames of the drawn world, each with its stamp; the first is not at 0."""
