@@ -88,7 +88,7 @@ from stream_vlm_ros.cli import main
 class Torch:
     def find_spec(self, name, path=None, target=None):
         if name in ("torch", "matplotlib"):
-            time.sleep(0.3)  # what is shown is drawn ten times a second
+            time.sleep(1)  # what is shown is drawn ten times a second
             os._exit(77)
 
 sys.meta_path.insert(0, Torch())

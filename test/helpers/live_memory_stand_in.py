@@ -76,6 +76,13 @@ class StandInAnswer(LiveAnswer):
     async def outcome(self) -> Outcome:
         return await asyncio.shield(self._task)
 
+    async def _pause(self) -> None:
+        """Between two words; the memory's pace may change meanwhile."""
+        begin = time.monotonic()
+        await asyncio.sleep(0)
+        while not self._cancelled and time.monotonic() - begin < self._memory.pace:
+            await asyncio.sleep(0.02)
+
     async def _write(self) -> Outcome:
         memory, question = self._memory, self._question
         summary = memory.status.memory
@@ -96,7 +103,8 @@ class StandInAnswer(LiveAnswer):
                 memory=summary,
             )
         for word in memory.answer.split(" "):
-            await asyncio.sleep(memory.pace)
+            if self._text:
+                await self._pause()
             if self._cancelled:
                 words = CancelledError("the question was cancelled")
                 return Outcome(question, self._text, error=words, memory=summary)

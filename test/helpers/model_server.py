@@ -201,10 +201,11 @@ class ModelServer:
             await self._over.wait()
 
     def _check(self, socket, request):
+        refusal = self.refusal
         self.heads.append(request)
-        if self.refusal is None:
+        if refusal is None:
             return None
-        status, headers, body = self.refusal
+        status, headers, body = refusal
         return Response(status, "refused", Headers(headers), body.encode())
 
     async def _serve(self, socket):

@@ -119,12 +119,23 @@ class Goal:
     def __init__(self, graph, action, message):
         self._graph = graph
         self.feedback = []
-        sent = graph.do(
-            lambda: action.send_goal_async(message, lambda m: self.feedback.append(m.feedback))
-        )
-        self._handle = graph.result(sent)
+        self._handle = graph.result(self._send(action, message))
         assert self._handle.accepted
         self._pending = graph.do(self._handle.get_result_async)
+
+    def _send(self, action, message):
+        """Its reply. As that of a service, one is lost where the node has not found this client."""
+        sent, begin = [], time.monotonic()
+
+        def replied():
+            if time.monotonic() - begin >= len(sent) * PATIENCE / 3:
+                sent.append(self._graph.do(lambda: action.send_goal_async(message, self._hear)))
+            return next((one for one in sent if one.done()), None)
+
+        return self._graph.wait(replied, what="the reply to a goal")
+
+    def _hear(self, message):
+        self.feedback.append(message.feedback)
 
     @property
     def done(self):
@@ -207,10 +218,10 @@ class StreamVlmClient:
             publisher.publish(kind(header=self.header(number), **words))
             deadline = time.monotonic() + 2.0  # lost, if it has not come until then
             while time.monotonic() < deadline:
-                if self.status.state == "active":
-                    if f"probe {number}" in self.refusal():
-                        return True
-                elif self.status.frames_received > before:
+                # Diagnostics are told behind the status, which may have been made before it came.
+                counted = self.status.frames_received > before
+                refused = self.status.state != "active" or f"probe {number}" in self.refusal()
+                if counted and refused:
                     return True
                 time.sleep(0.02)
             return False

@@ -5,10 +5,12 @@
 
 import asyncio
 import contextlib
+import functools
 import io
 import threading
 import time
 
+import httpx
 import numpy as np
 from patience import PATIENCE
 from PIL import Image
@@ -21,6 +23,9 @@ from stream_vlm_ros.remote import protocol
 from stream_vlm_ros.serve.app import create_app
 from stream_vlm_ros.serve.keys import Keys
 from stream_vlm_ros.serve.running import make_server
+
+get = functools.partial(httpx.get, timeout=PATIENCE)
+delete = functools.partial(httpx.delete, timeout=PATIENCE)
 
 
 class RunningServer:

