@@ -306,7 +306,7 @@ def test_a_node_that_is_not_there_is_said_with_those_that_are(node):
     from stream_vlm_ros.client import NodeUnavailableError
 
     with pytest.raises(NodeUnavailableError, match=f"no node named /other was .*there is {NAME}"):
-        opened("/other", patience=12)
+        opened("/other", patience=8)
 
 
 @pytest.mark.parametrize("name", ["", "/stream_vlm"])
@@ -391,7 +391,7 @@ def test_a_node_that_is_seen_but_does_not_reply_is_said(node, graph):
     from stream_vlm_ros.client import NodeUnavailableError
 
     with stand_in(graph, "dumb"), pytest.raises(NodeUnavailableError, match="does not reply"):
-        opened("/dumb/stream_vlm", patience=12)
+        opened("/dumb/stream_vlm", patience=8)
 
 
 def test_a_node_that_is_not_configured_cannot_be_asked_and_its_state_is_said(graph, do):

@@ -177,11 +177,11 @@ class StreamVlmClient:
         self._subscriptions.append(subscription)
         return heard
 
-    def is_answered(self):
-        """Whether the node answers this client at all."""
+    def is_answered(self, within):
+        """Whether the node answers this client at all, in so many seconds."""
         from lifecycle_msgs.srv import GetState
 
-        return self.graph.reply(GetState, f"{self.name}/get_state", within=PATIENCE / 4) is not None
+        return self.graph.reply(GetState, f"{self.name}/get_state", within=within) is not None
 
     def close(self):
         self.drop_publishers()

@@ -106,7 +106,7 @@ def connect(graph):
 
     def make(namespace, **options):
         clients.append(StreamVlmClient(graph, namespace, **options))
-        while not clients[-1].is_answered() and len(graphs) < 3:
+        while not clients[-1].is_answered(within=6 * (1 + len(graphs))) and len(graphs) < 6:
             graphs.append(Graph())
             clients.append(StreamVlmClient(graphs[-1], namespace, **options))
         return clients[-1]
