@@ -381,7 +381,7 @@ def test_two_nodes_of_one_name_are_refused_when_both_have_been_heard(client, gra
         pytest.raises(NodeUnavailableError, match=f"two nodes named {NAME} run"),
     ):
         do(ask())
-    do(alone_again())
+    assert do(alone_again())
     with stand_in(graph, "talking"):
         told = terminal("node", "pause", "--node", NAME, status=2)
         assert f"two nodes named {NAME} run" in told and not client.status.paused

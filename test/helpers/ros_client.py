@@ -83,21 +83,27 @@ class Graph:
         either: who gets none asks again.
         """
         client = self.node.create_client(service_type, name)
-        sent = []
         try:
             if not client.wait_for_service(within):
                 return None
-            begin = time.monotonic()
-            while (waited := time.monotonic() - begin) < within:
-                if waited >= len(sent) * within / 3:
-                    sent.append(client.call_async(request or service_type.Request()))
-                if done := [one for one in sent if one.done()]:
-                    return done[0].result()
-                assert self._fault is None, f"the thread that spins failed: {self._fault!r}"
-                time.sleep(0.02)
-            return None
+            request = request or service_type.Request()
+            done = self.first_done(lambda: client.call_async(request), within)
+            return None if done is None else done.result()
         finally:
             self.node.destroy_client(client)
+
+    def first_done(self, send, within=PATIENCE):
+        """The first future that is done of those of ``send()``, which is called up to three times;
+        None if none is in so many seconds."""
+        sent, begin = [], time.monotonic()
+        while (waited := time.monotonic() - begin) < within:
+            if waited >= len(sent) * within / 3:
+                sent.append(send())
+            if done := [one for one in sent if one.done()]:
+                return done[0]
+            assert self._fault is None, f"the thread that spins failed: {self._fault!r}"
+            time.sleep(0.02)
+        return None
 
     def listen(self, message_type, topic, latched=False):
         """A list that grows by each message, and the subscription that does it."""
@@ -119,20 +125,12 @@ class Goal:
     def __init__(self, graph, action, message):
         self._graph = graph
         self.feedback = []
-        self._handle = graph.result(self._send(action, message))
+        send = lambda: graph.do(lambda: action.send_goal_async(message, self._hear))  # noqa: E731
+        replied = graph.first_done(send)  # one is lost as a service's is: see `Graph.reply`
+        assert replied is not None, f"no reply to a goal in {PATIENCE} s"
+        self._handle = replied.result()
         assert self._handle.accepted
         self._pending = graph.do(self._handle.get_result_async)
-
-    def _send(self, action, message):
-        """Its reply. As that of a service, one is lost where the node has not found this client."""
-        sent, begin = [], time.monotonic()
-
-        def replied():
-            if time.monotonic() - begin >= len(sent) * PATIENCE / 3:
-                sent.append(self._graph.do(lambda: action.send_goal_async(message, self._hear)))
-            return next((one for one in sent if one.done()), None)
-
-        return self._graph.wait(replied, what="the reply to a goal")
 
     def _hear(self, message):
         self.feedback.append(message.feedback)

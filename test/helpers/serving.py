@@ -23,6 +23,8 @@ from stream_vlm_ros.remote import protocol
 from stream_vlm_ros.serve.app import create_app
 from stream_vlm_ros.serve.keys import Keys
 from stream_vlm_ros.serve.running import make_server
+from stream_vlm_ros.serve.session import Session
+from stream_vlm_ros.session.question import WRITING
 
 get = functools.partial(httpx.get, timeout=PATIENCE)
 delete = functools.partial(httpx.delete, timeout=PATIENCE)
@@ -62,6 +64,22 @@ class RunningServer:
             camera.send(protocol.SessionUpdate(settings={"commit": commit}))
             camera.next(protocol.SessionUpdated)
         return camera
+
+
+def hold_answers(monkeypatch):
+    """Answers wait behind their first words; the event that lets them go on."""
+    ask, go_on = Session.ask, threading.Event()
+
+    def held(self, question, progress=None):
+        def follow(state, text):
+            progress(state, text)
+            if state == WRITING and text:
+                assert go_on.wait(PATIENCE)
+
+        return ask(self, question, follow)
+
+    monkeypatch.setattr(Session, "ask", held)
+    return go_on
 
 
 class Camera:

@@ -21,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from patience import PATIENCE, wait_until
 from PIL import Image
-from serving import RunningServer
+from serving import RunningServer, hold_answers
 
 from stream_vlm_ros.config import Settings
 from stream_vlm_ros.engine.inputs.timestamps import SECOND
@@ -149,13 +149,19 @@ def test_the_models_are_what_is_served_and_the_sessions(client, films):
         client.models.retrieve("lefd")
 
 
-def test_an_answer_is_streamed_as_it_grows(client, engines):
-    pieces = [*ask(client, "What do you see?", stream=True, stream_options={"include_usage": True})]
+def test_an_answer_is_streamed_as_it_grows(client, engines, monkeypatch):
+    seen, pieces = hold_answers(monkeypatch), []
+    options = {"stream": True, "stream_options": {"include_usage": True}}
+    for piece in ask(client, "What do you see?", **options):
+        pieces.append(piece)
+        if piece.choices and piece.choices[0].delta.content:
+            seen.set()
     text, metrics = engines["front"].ask("What do you see?")
     *written, last, cost = pieces
     deltas = [piece.choices[0].delta for piece in written]
     assert deltas[0].role == "assistant"
     assert "".join(delta.content for delta in deltas) == text
+    assert len(written) > 2  # in pieces, not at once
     assert {piece.choices[0].finish_reason for piece in written} == {None}
     assert last.choices[0].finish_reason == metrics.finish_reason
     assert last.stream_vlm["memory"]["frames"] == 8

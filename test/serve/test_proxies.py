@@ -9,7 +9,6 @@ import shutil
 import socket
 import ssl
 import subprocess
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
@@ -20,7 +19,7 @@ import numpy as np
 import openai
 import pytest
 from patience import PATIENCE, wait_until
-from serving import RunningServer, feed
+from serving import RunningServer, feed, hold_answers
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
@@ -28,9 +27,7 @@ from stream_vlm_ros.factory import kept_model
 from stream_vlm_ros.remote import protocol
 from stream_vlm_ros.serve.keys import Keys
 from stream_vlm_ros.serve.options import Limits
-from stream_vlm_ros.serve.session import Session
 from stream_vlm_ros.serve.sessions import Sessions
-from stream_vlm_ros.session.question import WRITING
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "reverse-proxy.md").read_text()
@@ -266,17 +263,7 @@ def test_a_camera_and_openais_client_meet_at_the_session(camera, front, folder, 
 
 
 def test_an_answer_comes_word_by_word(camera, front, folder, monkeypatch):
-    ask, seen = Session.ask, threading.Event()
-
-    def slowly(self, question, progress=None):
-        def follow(state, text):
-            progress(state, text)
-            if state == WRITING and text:
-                assert seen.wait(PATIENCE)  # the next word, once the first has come
-
-        return ask(self, question, follow)
-
-    monkeypatch.setattr(Session, "ask", slowly)
+    seen = hold_answers(monkeypatch)  # the next word, once the first has come
     asked = {"model": "front", "stream": True, "messages": QUESTION}
     with (
         http(front, folder, **{"x-session-id": "front"}) as client,

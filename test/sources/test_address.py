@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from patience import PATIENCE
 from PIL import Image
 
 from stream_vlm_ros.errors import InvalidParameterError, SourceUnreadableError
@@ -30,7 +31,8 @@ def jpeg(index):
 
 
 class Camera(http.server.SimpleHTTPRequestHandler):
-    """Files of a folder; ``/live``: ten pictures; ``/stalling``: and then nothing any more;
+    """Files of a folder; ``/live``: ten pictures, the last a while after the first was read;
+    ``/stalling``: and then nothing any more;
     ``/half/FILE``: the connection ends in the middle."""
 
     def log_message(self, *_):
@@ -52,6 +54,9 @@ class Camera(http.server.SimpleHTTPRequestHandler):
         self.end_headers()
         try:
             for index in range(10):
+                if index == 9 and self.path.startswith("/live"):
+                    self.server.first_was_read.wait(PATIENCE)
+                    time.sleep(4 * PERIOD)
                 data = jpeg(index)
                 head = f"--x\r\nContent-Type: image/jpeg\r\nContent-Length: {len(data)}\r\n\r\n"
                 self.wfile.write(head.encode() + data + b"\r\n")
@@ -68,11 +73,17 @@ def served(tmp_path):
     server = http.server.ThreadingHTTPServer(
         ("127.0.0.1", 0), lambda *a: Camera(*a, directory=str(tmp_path))
     )
-    server.end = threading.Event()
+    server.end, server.first_was_read = threading.Event(), threading.Event()
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
-    yield lambda path: f"http://me:secret@127.0.0.1:{server.server_port}/{path}?token=secret"
+
+    def place(path):
+        return f"http://me:secret@127.0.0.1:{server.server_port}/{path}?token=secret"
+
+    place.first_was_read = server.first_was_read
+    yield place
     server.end.set()
+    server.first_was_read.set()
     server.shutdown()
     server.server_close()
     thread.join()
@@ -129,10 +140,14 @@ def test_a_stream_goes_by_its_own_times_from_its_arrival_on(served, tmp_path):
 def test_pictures_without_times_are_timed_as_they_are_read(served):
     source = open_source(served("live"))
     begin = time.time_ns()
-    frames = list(source)
+    frames = []
+    for frame in source:
+        frames.append(frame)
+        served.first_was_read.set()
     assert [round((int(frame.image[0, 0, 0]) - 20) / 10) for frame in frames] == list(range(10))
     stamps = [frame.stamp_ns for frame in frames]
     assert begin <= stamps[0] and stamps == sorted(set(stamps)) and stamps[-1] <= time.time_ns()
+    assert stamps[-1] - stamps[0] >= 4 * PERIOD * 1e9
     told = " ".join(source.state.notes)
     assert "no times" in told and "The stream ended after" in told
     assert "secret" not in f"{source.name} {source.place} {source.state}"
