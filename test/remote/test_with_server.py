@@ -194,7 +194,7 @@ def test_a_session_is_its_keys_and_a_newer_connection_takes_it_over(make_robot, 
     newer = make_robot(url(server), key=KEY)
     assert "taken up" in newer.worker.loaded.result(30) and newer.worker.memory.frames == 2
     assert "newer connection" in older.wait_until_lost()
-    wait_until(lambda: "not tried again" in older.told[-1][1])
+    wait_until(lambda: older.told and "not tried again" in older.told[-1][1])
 
 
 def test_a_server_that_is_drained_is_found_again_with_what_it_had(make_robot, serve):
