@@ -112,7 +112,6 @@ def spin(executor: Any, node: Any) -> None:
 
     ``node`` has a method ``report_fault(where, fault)``.
     """
-    from rclpy.exceptions import InvalidHandle
     from rclpy.executors import ExternalShutdownException
 
     while executor.context.ok():
@@ -120,8 +119,18 @@ def spin(executor: Any, node: Any) -> None:
             executor.spin_once()
         except ExternalShutdownException:
             return
-        except InvalidHandle:
-            # rclpy's: an entity was destroyed in one thread while another was about to wait on it.
-            continue
         except Exception as fault:
-            node.report_fault("a callback", fault)
+            if not is_of_what_went(fault):
+                node.report_fault("a callback", fault)
+
+
+def is_of_what_went(fault: Exception) -> bool:
+    """Whether it is rclpy's: an entity was destroyed in one thread while another was about to wait
+    on it."""
+    from rclpy.exceptions import InvalidHandle
+
+    from stream_vlm_ros.node.image_input import RCLError
+
+    # Of an action it says so in words alone.
+    unnamed = isinstance(fault, RCLError) and "to wait set" in str(fault)
+    return unnamed or isinstance(fault, InvalidHandle)

@@ -34,16 +34,15 @@ class Graph:
         self._thread.start()
 
     def _spin(self):
-        from rclpy.exceptions import InvalidHandle
+        from stream_vlm_ros.node.spinning import is_of_what_went
 
         while not self._ending:
             try:
                 self.executor.spin_once(timeout_sec=0.1)
-            except InvalidHandle:
-                continue  # a test destroyed an entity while this thread was about to wait on it
             except Exception as fault:
-                self._fault = fault
-                raise
+                if not is_of_what_went(fault):
+                    self._fault = fault
+                    raise
 
     def close(self):
         self._ending = True

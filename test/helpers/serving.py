@@ -95,6 +95,7 @@ class Camera:
             subprotocols=[subprotocol] if subprotocol else None,
             compression=None,
             max_size=None,
+            open_timeout=PATIENCE,
             close_timeout=2,
         )
         self.socket = self._stack.enter_context(connecting)

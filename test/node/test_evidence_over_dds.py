@@ -192,4 +192,5 @@ def test_a_topic_that_carries_no_pose_is_told_and_the_node_goes_on(here):
     )
     client.graph.node.destroy_publisher(publisher)
     client.send(client.image())
+    client.wait_status(lambda s: s.frames_ingested == 1)
     assert client.ask().error_code == 0

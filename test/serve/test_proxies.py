@@ -207,6 +207,7 @@ class Camera:
             subprotocols=[protocol.SUBPROTOCOL],
             compression=None,
             legacy=True,
+            open_timeout=PATIENCE,
         )
         self.sequence = 0
         self.next(protocol.SessionCreated)

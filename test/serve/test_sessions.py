@@ -314,10 +314,12 @@ def test_a_session_that_cannot_be_saved_goes_on_until_it_can(begin, film, tmp_pa
     remembered(session, film[:4])
     sessions.limits = Limits(idle_minutes=0.015)
     wait_until(lambda: session.status.saved.error)
+    sessions.limits = Limits()  # it ends no more before it is to
     wait_until(lambda: session.life.phase is Phase.SERVING)
     assert sessions.find("kept", "a") is session
     remembered(session, film[4:8])
     file.rmdir()
+    sessions.limits = Limits(idle_minutes=0.015)
     wait_until(lambda: sessions.all() == [])
     again = opened(sessions, "kept")
     assert (again.restored, again.memory.frames, again.gap) == (True, 8, "")
@@ -428,12 +430,14 @@ def test_a_question_in_between_keeps_no_camera_from_being_told_what_was_lost(
     noted = str(film[3].stamp_ns)
     wait_until(lambda: any(noted in file.read_text() for file in here.rglob("*.accepted.json")))
     there = shutil.copytree(here, tmp_path / "there")  # as it would be found, before any save
-    sessions = begin(Limits(idle_minutes=0.001), memory_folder=str(there))
+    sessions = begin(memory_folder=str(there))
     asked = sessions.find_or_restore("killed", LOCAL)
     asked.ready.result(PATIENCE)
     assert "is lost" in asked.gap
     asked.ask(Question("What do you see?")).future.result(PATIENCE)
+    sessions.limits = Limits(idle_minutes=0.001)
     wait_until(lambda: sessions.all() == [])
+    sessions.limits = Limits()
     with closing(RunningServer(sessions)) as server, server.camera("killed") as camera:
         assert not camera.created.session.restored
         assert "is lost" in camera.created.status.gap
