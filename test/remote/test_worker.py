@@ -211,7 +211,7 @@ def test_a_server_that_is_full_is_left_alone_for_as_long_as_it_says(make_robot, 
     wait_until(lambda: server.heads)
     server.refusal = None
     robot.wait_until_connected()
-    assert time.monotonic() - began > 1.0 and len(server.heads) == 2
+    assert time.monotonic() - began > len(server.heads) - 1 >= 1  # a second between two
 
 
 def test_no_server_makes_a_robot_come_again_without_a_pause(make_robot, server):

@@ -85,7 +85,6 @@ def cameras(server, films):
     cameras = {name: server.camera(name) for name in films}
     for name, frames in films.items():
         feed(cameras[name], frames)
-    server.camera("empty")
     yield cameras
 
 
@@ -337,6 +336,7 @@ def test_parts_of_text_labels_and_plain_values_are_taken(client):
 
 
 def test_an_empty_memory_a_full_queue_and_an_ending_session_say_so(client, server):
+    server.camera("empty")
     with pytest.raises(openai.BadRequestError, match="holds no image yet"):
         ask(client, "What?", model="empty")
     session = server.sessions.find("empty", "local")
