@@ -127,23 +127,43 @@ class SilentEngine(InferenceEngine):
         pass
 
 
+class Gate(threading.Event):
+    """Closed by a test to make an engine slow.
+
+    Attributes:
+        busy: set while somebody waits for it to be opened.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.busy = threading.Event()
+        self.set()
+
+    def clear(self):
+        self.busy.clear()  # whoever has waited already may not have said so yet
+        super().clear()
+
+    def go_through(self):
+        if not self.is_set():
+            self.busy.set()
+            assert self.wait(PATIENCE)
+            self.busy.clear()
+
+
 class FakeEngine(SilentEngine):
     """The engine's public face over a list of times; each frame is ten tokens."""
 
     def __init__(self, cap=100):
         self.cap = cap
-        self.gate = threading.Event()  # closed by a test to make the engine slow
-        self.gate.set()
-        self.busy = threading.Event()
+        self.gate = Gate()
+        self.busy = self.gate.busy
         self.fail_next = None
         self.calls = []
         self.reset()
 
     def _enter(self, call):
         self.calls.append(call)
-        self.busy.set()
-        assert self.gate.wait(PATIENCE)
-        self.busy.clear()
+        self.gate.go_through()
         if self.fail_next is not None:
             fault, self.fail_next = self.fail_next, None
             raise fault

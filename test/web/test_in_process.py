@@ -37,6 +37,14 @@ SHORT = {**SMALL, "end": SECONDS, "fps": 10}
 FOUR = Settings(sample_fps=10.0, chunk_frames=2)
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch):
+    """However slow the machine, a recording is played as it is, what went wrong is still told, and
+    an engine comes to its end."""
+    for name in ("LATE", "NOTED", "END_TIMEOUT"):
+        monkeypatch.setattr(in_process, name, PATIENCE)
+
+
 def memory(engine=None, settings=FOUR, source="world:7", options=SHORT, **others):
     engine = FakeEngine(cap=10_000) if engine is None else engine
     return InProcessMemory(
@@ -329,7 +337,8 @@ def test_a_file_of_answers_that_is_none_is_left_alone_and_told(tmp_path):
     async def use(one):
         await until(lambda: one.status.memory.frames)
         await answer(one, "First?")
-        return one.status.words, await one.past_answers()
+        words = await until(lambda: one.status.words)
+        return words, await one.past_answers()
 
     words, past = run(
         use, settings=Settings(sample_fps=10.0, answers_file=str(file)), options=SMALL
