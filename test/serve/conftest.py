@@ -37,6 +37,7 @@ def settings(tmp_path_factory):
         device="cpu",
         max_cache_tokens=2048,
         max_pixels=100_352,
+        max_chunk_delay=1000.0,  # chunks are whole, however slow the machine
         memory_folder=str(tmp_path_factory.mktemp("memories")),
     )
 

@@ -374,6 +374,7 @@ def test_whatever_ends_the_thread_nobody_waits_and_every_frame_is_counted(make_b
     box.append(11)
     assert box.counters.ingested == 1 and box.counters.pending == 0
     assert box.counters.dropped[Drop.ERROR] == box.counters.received - 1
+    wait_until(lambda: box.faults)
     assert box.faults == [fault]
 
 
