@@ -59,6 +59,7 @@ def client(shared_node, connect):
     """A client of the shared node, whose memory is empty."""
     client = connect("shared")
     client.stamp_ns = time.time_ns()
+    client.wait_status(lambda s: s.connection_error == "")  # where the memory is at a server
     assert client.reset().success
     yield client
     client.drop_publishers()
