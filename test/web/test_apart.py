@@ -67,8 +67,11 @@ def test_two_cameras_are_seen_and_asked_through_one_other_process(tmp_path):
         asked = world.ask(Question("What do you see now?", thumbnails=1))
         texts = [text async for text in asked]
         outcome = await asked.outcome()
+        (other,) = processes()
+        os.kill(other, signal.SIGSTOP)  # it has not answered before it is told to stop
         stopped = world.ask(Question("What do you see now?", max_new_tokens=2000))
         stopped.cancel()
+        os.kill(other, signal.SIGCONT)
         stopped = await stopped.outcome()
         wrong = await world.ask(None).outcome()  # of a fault in the page
         late = await world.ask(Question("What?", about_ns=(1, 2))).outcome()
