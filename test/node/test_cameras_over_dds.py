@@ -102,8 +102,12 @@ def test_the_text_of_several_grows_and_a_cancel_ends_all(here, cameras):
     texts = [one.text for one in goal.feedback if one.state == Ask.Feedback.WRITING]
     assert texts and all(answer.text.startswith(text) for text in texts)
     assert all(b.startswith(a) for a, b in itertools.pairwise(texts))
+    asked = [len(engine.calls) for engine in here.engines.values()]
     goal = here.client.send_goal("What?", max_new_tokens=2_000_000)
-    goal.wait_for_text()
+    goal.wait_for_text()  # of the first one; the other begins by itself
+    here.client.graph.wait(
+        lambda: all(len(e.calls) > n for e, n in zip(here.engines.values(), asked, strict=True))
+    )
     goal.cancel()
     _, answer = goal.result()
     assert (answer.error_code, answer.finish_reason) == (answer.CANCELLED, "cancelled")
