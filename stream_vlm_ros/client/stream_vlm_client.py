@@ -103,6 +103,7 @@ class StreamVlmClient:
         self.earlier: tuple[Answer, int] | None = None
         self._context = context
         self._ros: RosThread | None = None
+        self._was_closed = False
         self._seen: StatusWatch | None = None
         self._began = 0.0  # to listen for nodes, by time.monotonic()
         self._came = time.time_ns()
@@ -253,12 +254,14 @@ class StreamVlmClient:
                 with suppress(NodeUnavailableError):
                     await ros.run(action.destroy)
         finally:
-            self._ros = None
+            self._ros, self._was_closed = None, True
             await asyncio.to_thread(ros.close)
 
     @property
     def ros(self) -> RosThread:
         """The ROS node of this client."""
+        if self._ros is None and self._was_closed:  # maybe while an order was under way
+            raise NodeUnavailableError(f"the client of {self.name or 'the node'} was closed")
         if self._ros is None:
             raise RuntimeError("the client is used within 'async with StreamVlmClient(...) as it'")
         return self._ros

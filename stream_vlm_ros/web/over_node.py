@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -300,6 +300,18 @@ class OverNode(LiveMemory):
             raise NodeUnavailableError(self._why_away)
         return self._client
 
+    @contextmanager
+    def ordering(self) -> Iterator[StreamVlmClient]:
+        """The client of the node, for an order or a question. Where the node goes away meanwhile, it
+        raises NodeUnavailableError with why that was."""
+        client = self.client()
+        try:
+            yield client
+        except NodeUnavailableError as fault:
+            if self._client is client:
+                raise
+            raise NodeUnavailableError(self._why_away or str(fault)) from fault
+
     def ask(self, question: Question) -> LiveAnswer:
         if self._parameters.get("history") == "never":
             question = replace(question, history="")
@@ -309,14 +321,16 @@ class OverNode(LiveMemory):
         rate = self._parameters.get("sample_fps") or 1.0
         within = round(max(NEAR, 2 / rate) * SECOND)
         try:
-            found = await self.client().picture(stamp_ns, within, size, self._source)
+            with self.ordering() as client:
+                found = await client.picture(stamp_ns, within, size, self._source)
         except StreamVlmError as why:
             log.info("no picture: %s", why)
             return None
         return None if found is None else found[1]
 
     async def past_answers(self, text: str = "", limit: int = 100) -> Sequence[PastAnswer]:
-        found = await self.client().past_answers(text=text, limit=limit)
+        with self.ordering() as client:
+            found = await client.past_answers(text=text, limit=limit)
         return [
             PastAnswer(
                 nanoseconds(one.answered),
@@ -332,30 +346,37 @@ class OverNode(LiveMemory):
     # -- what is ordered ---------------------------------------------------------------------
 
     async def reset(self) -> str:
-        return await self.client().reset(self._source)
+        with self.ordering() as client:
+            return await client.reset(self._source)
 
     async def pause(self) -> str:
-        return await self.client().pause(self._source)
+        with self.ordering() as client:
+            return await client.pause(self._source)
 
     async def resume(self) -> str:
-        return await self.client().resume(self._source)
+        with self.ordering() as client:
+            return await client.resume(self._source)
 
     async def save(self, name: str = "") -> str:
-        return await self.client().save(name or time.strftime("%Y-%m-%d_%H-%M-%S"), self._source)
+        name = name or time.strftime("%Y-%m-%d_%H-%M-%S")
+        with self.ordering() as client:
+            return await client.save(name, self._source)
 
     async def load(self, name: str = "") -> str:
         if not name and not (name := next(iter(await self.saved_names()), "")):
             raise MemoryFileError("no memory is saved yet in the node's folder")
-        return await self.client().load(name, self._source)
+        with self.ordering() as client:
+            return await client.load(name, self._source)
 
     async def saved_names(self) -> Sequence[str]:
-        return await self.client().saved_memories(self._source)
+        with self.ordering() as client:
+            return await client.saved_memories(self._source)
 
     async def set(self, **settings: Any) -> str:
-        client = self.client()
         before = self._settings
-        await client.set(**{self._own(name): one for name, one in settings.items()})
-        self._parameters |= await self._values(client, *settings)
+        with self.ordering() as client:
+            await client.set(**{self._own(name): one for name, one in settings.items()})
+            self._parameters |= await self._values(client, *settings)
         changes = [
             f"{name}: {before.get(name)} -> {now}"
             for name in settings
@@ -398,7 +419,11 @@ class _Asked(GrowingAnswer):
             return Outcome(question, answer=self._text, error=_as_ours(fault), memory=memory)
 
     async def _answered(self, question: Question) -> Outcome:
-        stream = self._node.client().stream(
+        with self._node.ordering() as client:
+            return await self._answered_by(client, question)
+
+    async def _answered_by(self, client: StreamVlmClient, question: Question) -> Outcome:
+        stream = client.stream(
             question.text,
             question.choices,
             about_ns=question.about_ns,

@@ -247,6 +247,19 @@ def test_minutes_that_are_none_are_refused_in_a_line(minutes):
 # Ends --------------------------------------------------------------------------------------------
 
 
+def test_an_order_that_is_under_way_when_its_client_is_closed_says_so(node):
+    async def ordered():
+        client = await opened()
+        order = asyncio.ensure_future(client.pause())  # there is no such service
+        await asyncio.sleep(0)
+        await client.__aexit__(None, None, None)
+        client.patience = 0.0
+        return await order
+
+    with pytest.raises(StreamVlmError, match=rf"client of {NAME} was closed"):
+        asyncio.run(ordered())
+
+
 def threads():
     return {one for one in threading.enumerate() if one.name == "client"}
 

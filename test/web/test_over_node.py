@@ -137,6 +137,22 @@ def camera(watched, start, graph):
     camera.close()
 
 
+def test_what_is_ordered_as_the_node_leaves_is_told_why():
+    from stream_vlm_ros.client.errors import NodeUnavailableError
+    from stream_vlm_ros.web.over_node import OverNode
+
+    memory = OverNode("/leaves")
+
+    class Leaving:
+        async def reset(self, source):
+            memory._client, memory._why_away = None, "the node /leaves has ended"
+            raise NodeUnavailableError("the client was closed")
+
+    memory._client = Leaving()
+    with pytest.raises(NodeUnavailableError, match="/leaves has ended"):
+        asyncio.run(memory.reset())
+
+
 def question(camera, kind="was_there"):
     """Of a kind, with its one right answer."""
     return ask(random.Random(1), camera.history, kind)
@@ -144,7 +160,8 @@ def question(camera, kind="was_there"):
 
 def test_the_memory_is_told_as_the_node_tells_it(camera, watched):
     status = watched.until(lambda s: s.memory.frames == FRAMES and s.settings and s.model)
-    assert (status.state, status.paused, status.words) == ("active", False, "")
+    assert (status.state, status.paused) == ("active", False)
+    assert status.words == "" or "images/s arrive" in status.words  # on a busy machine
     assert status.memory.spans_ns == ((camera.begin_ns, camera.stamp_ns),)
     assert sum(level.frames for level in status.memory.levels) == FRAMES
     assert [tier.frames for tier in status.memory.tiers] == [FRAMES, FRAMES]
