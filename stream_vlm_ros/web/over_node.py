@@ -302,8 +302,8 @@ class OverNode(LiveMemory):
 
     @contextmanager
     def ordering(self) -> Iterator[StreamVlmClient]:
-        """The client of the node, for an order or a question. Where the node goes away meanwhile, it
-        raises NodeUnavailableError with why that was."""
+        """The client of the node, for an order or a question. Raises NodeUnavailableError where the
+        node is away, or goes meanwhile, with why that is."""
         client = self.client()
         try:
             yield client
