@@ -213,10 +213,9 @@ def test_a_cleanup_during_a_report_is_no_fault(here, monkeypatch):
             node.trigger_cleanup()
         return 0.0
 
+    here.client.graph.wait(lambda: reports and len(reports[-1].status) > 1, what="a whole report")
     monkeypatch.setattr(health.InputMonitor, "seconds_without_image", clean_up)
-    here.client.graph.wait(
-        lambda: reports and len(reports[-1].status) == 1, what="a report without an input"
-    )
+    here.client.graph.wait(lambda: len(reports[-1].status) == 1, what="a report without an input")
     whole = next(report for report in reversed(reports) if len(report.status) > 1)
     assert whole.status[1].name.endswith("image input")
     assert node.state == "unconfigured" and here.said == []
