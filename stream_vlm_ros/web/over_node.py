@@ -307,10 +307,9 @@ class OverNode(LiveMemory):
         client = self.client()
         try:
             yield client
-        except NodeUnavailableError as fault:
-            if self._client is client:
-                raise
-            raise NodeUnavailableError(self._why_away or str(fault)) from fault
+        except NodeUnavailableError:
+            self.client()  # raises, where it went: the client's own words are that it was closed
+            raise
 
     def ask(self, question: Question) -> LiveAnswer:
         if self._parameters.get("history") == "never":

@@ -141,14 +141,16 @@ def test_what_is_ordered_as_the_node_leaves_is_told_why():
     from stream_vlm_ros.client.errors import NodeUnavailableError
     from stream_vlm_ros.web.over_node import OverNode
 
-    memory = OverNode("/leaves")
-
     class Leaving:
         async def reset(self, source):
-            memory._client, memory._why_away = None, "the node /leaves has ended"
+            memory.client = left
             raise NodeUnavailableError("the client was closed")
 
-    memory._client = Leaving()
+    def left():
+        raise NodeUnavailableError("the node /leaves has ended")
+
+    memory = OverNode("/leaves")
+    memory.client = Leaving
     with pytest.raises(NodeUnavailableError, match="/leaves has ended"):
         asyncio.run(memory.reset())
 
