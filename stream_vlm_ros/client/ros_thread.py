@@ -26,6 +26,7 @@ from stream_vlm_ros.client.errors import NodeUnavailableError
 from stream_vlm_ros.errors import in_words
 
 T = TypeVar("T")
+CLOSED = "the client was closed"  # while an order was under way, or before
 
 
 class RosThread:
@@ -147,7 +148,7 @@ class RosThread:
         self._executor.create_task(started)
 
     def _fail(self, done: ThreadFuture[Any]) -> None:
-        why = "ROS was shut down in this process"
+        why = CLOSED if self._ending else "ROS was shut down in this process"
         if self._fault is not None:
             why = f"the client ended by a fault in one of its callbacks: {in_words(self._fault)}"
         refusal = NodeUnavailableError(why)

@@ -43,7 +43,7 @@ from stream_vlm_ros.client.messages import (
     stamp_ns,
 )
 from stream_vlm_ros.client.node_client import StatusWatch, latched, refuse_second
-from stream_vlm_ros.client.ros_thread import RosThread, to_its_end
+from stream_vlm_ros.client.ros_thread import CLOSED, RosThread, to_its_end
 from stream_vlm_ros.errors import InvalidParameterError, StreamVlmError, below, cut, whole_number
 from stream_vlm_ros.processes.graph import node_command
 from stream_vlm_ros.processes.ros_process import names_seen_by
@@ -260,8 +260,8 @@ class StreamVlmClient:
     @property
     def ros(self) -> RosThread:
         """The ROS node of this client."""
-        if self._ros is None and self._was_closed:  # maybe while an order was under way
-            raise NodeUnavailableError(f"the client of {self.name or 'the node'} was closed")
+        if self._ros is None and self._was_closed:
+            raise NodeUnavailableError(CLOSED)
         if self._ros is None:
             raise RuntimeError("the client is used within 'async with StreamVlmClient(...) as it'")
         return self._ros
