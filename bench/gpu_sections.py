@@ -282,7 +282,7 @@ def cameras(rig: Rig) -> dict[str, Any]:
             fleet = Fleet(rig, count, size, cap)
             row = {"cameras": count, "size": f"{size[0]}x{size[1]}", **fleet.as_fast_as_it_goes()}
             if count == (2 if rig.small else 8):
-                row |= fleet.at_a_rate(2.0, seconds=2 if rig.small else 12)
+                row |= fleet.at_a_rate(2.0, seconds=2 if rig.small else 25)
             rows.append(row)
             del fleet
     bars = []
@@ -437,7 +437,7 @@ SECTIONS = {
     "eviction": (eviction, 50),
     "steady": (steady, 45),
     "small_frames": (small_frames, 15),
-    "cameras": (cameras, 60),
+    "cameras": (cameras, 90),
     "answers_at_once": (answers_at_once, 30),
     "history": (history, 60),
     "answering": (answering, 30),

@@ -339,6 +339,20 @@ def _small_frames(section: Report) -> str:
     return table(["Frames", "Cap", "Chunk", "Frames a second", "Cameras of 2 fps"], [cells])
 
 
+def _cameras(section: Report) -> str:
+    """Chunks as fast as they go; of the most cameras, then those of a rate, with questions."""
+    rows = []
+    for row in section["rows"]:
+        cells = [as_given(row["cameras"]), row["size"], figure(row["frames_a_second"])]
+        if first := row.get("first_token"):
+            lost = row["frames"] - row["frames_remembered"]
+            cells += [as_given(lost), _median(first), figure(first["p99"]), as_given(first["runs"])]
+            cells += [figure(row["prepare_longest_ms"]), figure(1e3 * row["prepare_s"])]
+        rows.append(cells + [""] * (9 - len(cells)))
+    titles = ["Cameras", "Frames", "Frames a second", "Lost", "First token", "p99", "of"]
+    return table([*titles, "Longest piece of preparing", "All"], rows)
+
+
 def _answers_at_once(section: Report) -> str:
     """Written together, and beside it by turns."""
     by_turns = {row["answers"]: row for row in section["rows"] if row["by_turns"]}
@@ -417,6 +431,7 @@ GPU = (
     ("eviction", "Eviction, share of a chunk's time", _eviction),
     ("steady", "How even chunks are", _steady),
     ("small_frames", "Small frames", _small_frames),
+    ("cameras", "Several cameras", _cameras),
     ("answers_at_once", "Answers of several cameras at once", _answers_at_once),
     ("answering", "Chunks while an answer is being written", _answering),
     ("variants", "Options compared", _variants),

@@ -13,7 +13,12 @@ import pytest
 import torch
 
 from stream_vlm_ros.engine.attention import flash3
-from stream_vlm_ros.engine.attention.flash3 import Flash3Prefill, fastest_step_attention, runs_on
+from stream_vlm_ros.engine.attention.flash3 import (
+    Flash3Prefill,
+    fastest_step_attention,
+    most_splits,
+    runs_on,
+)
 from stream_vlm_ros.engine.attention.step import attend_step
 
 
@@ -71,6 +76,22 @@ def test_it_is_for_many_queries_on_a_device_where_it_runs():
     there = Flash3Prefill(plain, lambda device: True, min_rows=8)
     assert there.takes(numbers(1, 2, 8, 16)) and not there.takes(numbers(1, 2, 7, 16))
     assert not Flash3Prefill(plain, lambda device: False, min_rows=8).takes(numbers(1, 2, 8, 16))
+
+
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "size", "requests", "most"),
+    [
+        (16, 2, 64, 1, 22),  # 33 queries or more: 3 tiles of each of 2 KV heads
+        (16, 2, 32, 1, 33),  # 17: 2 tiles
+        (28, 4, 64, 1, 16),  # 33 of 7 heads each: 2 tiles of each of 4
+        (16, 2, 256, 1, 0),  # 129: 9 tiles keep the device busy in 7 splits
+        (16, 2, 64, 8, 0),  # of 8 requests, in 2
+    ],
+)
+def test_the_keys_are_split_among_all_programs_also_where_half_of_a_step_is_padding(
+    heads, kv_heads, size, requests, most
+):
+    assert most_splits(heads, kv_heads, size, requests, programs=132) == most
 
 
 def test_without_a_gpu_or_the_package_nothing_of_it_is_used(monkeypatch):

@@ -9,11 +9,11 @@ from toy_qwen import SINK_AND_WINDOW, question_logits
 
 from stream_vlm_ros.engine import EvictionConfig, VideoStreamingInference
 from stream_vlm_ros.engine.attention import flash3
-from stream_vlm_ros.engine.attention.base import MERGER, merge_attn_states
+from stream_vlm_ros.engine.attention.base import MERGER, KVPart, merge_attn_states
 from stream_vlm_ros.engine.attention.cudnn import CUDNN_PREFILL, CudnnPrefill, runs_fast_on
 from stream_vlm_ros.engine.attention.flash3 import Flash3Prefill
 from stream_vlm_ros.engine.attention.sdpa import Sequences, attend_many, attend_within, flash
-from stream_vlm_ros.engine.attention.step import attend_step
+from stream_vlm_ros.engine.attention.step import StepInputs, StepMemory, attend_step
 from stream_vlm_ros.engine.cache.manager import KVCacheManager
 from stream_vlm_ros.engine.chunk_path import ChunkPath
 from stream_vlm_ros.engine.decoding import Sampler
@@ -288,6 +288,22 @@ def test_flash_attention_3_serves_captured_steps():
     device, heads = torch.device("cuda", 0), (16, 2, 128)
     found = flash3.fastest_step_attention(attend_step, device, torch.bfloat16, heads)
     assert found is not attend_step and not flash3.STEPS.refused
+    noise = torch.Generator(device).manual_seed(5)
+
+    def random(*shape):
+        return torch.randn(shape, generator=noise, device=device).to(torch.bfloat16)
+
+    stream, tail, angles = random(1, 2, 2, 40_000, 128), random(1, 2, 2, 301, 128), random(64)
+    turned = tuple(wave.float().repeat(2) for wave in (angles.cos(), angles.sin()))
+    memory = StepMemory(stream, tail)
+    memory.load([KVPart(stream, slice(0, 900), turned), KVPart(stream, slice(950, 39_000), None)])
+    inputs = StepInputs(64, memory)
+    for count in (33, 48, 64):  # the others are padding, of which it computes nothing
+        inputs.load([0] * count, torch.zeros(3, count), past=5, shared=count)
+        given = (random(64, 16, 128).transpose(0, 1), stream[0], tail[0], memory, inputs, 0.1)
+        out, expected = found(*given), attend_step(*given)
+        assert (out.float() - expected.float()).norm() / expected.float().norm() < 0.01
+        assert not out[count:].any()
 
 
 def test_questions_leave_no_trace_on_the_gpu(toys, toy, processor):

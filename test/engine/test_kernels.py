@@ -45,7 +45,9 @@ def test_the_kernels_compute_what_plain_torch_computes(words_of_program):
     assert words_of_program(__file__) == ["equal"] * len(TOLERANCES) * cases
 
 
-def by_parts(queries, begins, keys, values, keys_begin, lengths, longest, most_keys, scaling):
+def by_parts(
+    queries, begins, counts, keys, values, keys_begin, lengths, longest, most_keys, scaling
+):
     """Stands for a kernel over sequences of any lengths: its log-sum-exp is natural."""
     assert int(lengths.max()) <= most_keys and queries.shape[0] == (len(begins) - 1) * longest
     out = torch.full_like(queries, torch.nan)  # of what is not there, nobody reads
@@ -53,7 +55,7 @@ def by_parts(queries, begins, keys, values, keys_begin, lengths, longest, most_k
     group = queries.shape[1] // keys.shape[1]
     for number, length in enumerate(lengths.tolist()):
         if length:
-            rows = slice(int(begins[number]), int(begins[number + 1]))
+            rows = slice(int(begins[number]), int(begins[number]) + int(counts[number]))
             of = slice(int(keys_begin[number]), int(keys_begin[number]) + length)
             key, value = (x[of].repeat_interleave(group, 1).double() for x in (keys, values))
             scores = torch.einsum("qhd,khd->hqk", queries[rows].double(), key) * scaling
@@ -68,7 +70,7 @@ def ways_to_attend():
 
     for processors in PROCESSORS:
         yield split_attention(processors, shared=SHARED)
-    yield flash3.step_attention(attend_step, by_parts, min_scores=0)
+    yield flash3.step_attention(attend_step, by_parts, min_tokens=0, min_scores=0)
 
 
 def compare(attend, dtype, count, size, past, parts):

@@ -10,6 +10,8 @@ from collections import Counter
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from recorded import in_place
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -17,7 +19,7 @@ from toy_qwen import SINK_AND_WINDOW, question_logits, written_in_turns
 
 from stream_vlm_ros.engine import EvictionConfig, VideoStreamingInference, captured
 from stream_vlm_ros.engine.attention.base import KVPart
-from stream_vlm_ros.engine.attention.step import StepInputs, StepMemory, attend_step
+from stream_vlm_ros.engine.attention.step import MAX_PARTS, StepInputs, StepMemory, attend_step
 from stream_vlm_ros.engine.cache.manager import KVCacheManager
 from stream_vlm_ros.engine.captured import PLAIN_STEP, Joined, Recording, StepKernels
 from stream_vlm_ros.engine.decoding import Sampler
@@ -332,6 +334,52 @@ def test_padding_and_slots_never_written_change_nothing(model):
     for one, other in zip(*found, strict=True):
         assert_equal(one, other)
     assert tail[:, :, :, 11:29].isnan().all()  # written: its own slots, and that for padding
+
+
+@given(
+    st.lists(  # of the loads, one after the other: of each request, whether its parts are turned
+        st.lists(st.lists(st.booleans(), max_size=MAX_PARTS), max_size=3), min_size=1, max_size=5
+    )
+)
+def test_parts_are_seen_as_they_were_loaded_last_whatever_was_before(loads):
+    angle = torch.linspace(0.1, 1.0, 16)
+    stream = torch.zeros(1, 2, 2, 40, 16)
+    memory = StepMemory(stream, torch.zeros(1, 2, 2, 31, 16), requests=3)
+    for number, requests in enumerate(loads, 1):
+        cos, sin = (number * angle).cos(), (number * angle).sin()
+        memory.load(
+            *(
+                [
+                    KVPart(stream, slice(6 * at, 6 * at + 1), (cos, sin) if turned else None)
+                    for at, turned in enumerate(parts)
+                ]
+                for parts in requests
+            )
+        )
+        lengths = memory.lengths.view(3, MAX_PARTS)
+        assert lengths.sum(1).tolist() == [*map(len, requests), *[0] * (3 - len(requests))]
+        for offsets, parts in zip(memory.offsets, requests, strict=False):
+            for at, turned in enumerate(parts):
+                assert_equal(offsets[0, at], cos if turned else torch.ones(16))
+                assert_equal(offsets[1, at], sin if turned else torch.zeros(16))
+
+
+def test_a_step_is_told_how_many_tokens_of_each_request_are_real():
+    """For each part of its memory, as kernels over sequences of any lengths want it."""
+    memory = StepMemory(torch.zeros(1, 2, 2, 30, 16), torch.zeros(1, 2, 2, 31, 16), requests=3)
+    chunks, tokens = StepInputs(4, memory), StepInputs(1, memory)
+    for real in ([4, 2, 3], [1]):
+        chunks.load_chunks([torch.zeros(3, count) for count in real])
+        counts = chunks.parts_real.view(3, MAX_PARTS)
+        assert counts.tolist() == [[n] * MAX_PARTS for n in [*real, 0, 0][:3]]
+    for real in ([1, 1, 1], [1]):
+        tokens.load_tokens(real, torch.zeros(3, len(real)), [0] * len(real), [0] * len(real))
+        counts = tokens.parts_real.view(3, MAX_PARTS)
+        assert counts.tolist() == [[n] * MAX_PARTS for n in [*real, 0, 0][:3]]
+    alone = StepInputs(16, StepMemory(*torch.zeros(2, 1, 2, 2, 31, 16)))
+    for count in (9, 16, 3):
+        alone.load(words(count), torch.zeros(3, count), past=2, shared=count)
+        assert alone.parts_real.tolist() == [count] * MAX_PARTS
 
 
 class OnDevice(TorchDispatchMode):

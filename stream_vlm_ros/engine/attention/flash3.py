@@ -17,14 +17,15 @@ import torch
 
 from .base import AttnState, KVPart
 from .cudnn import Kernel, kind_of
-from .step import AttendStep, StepInputs, StepMemory, attend_step
+from .step import MAX_PARTS, AttendStep, StepInputs, StepMemory, attend_step
 from .verified import Verified, relative_difference
 
-# Queries [n, heads, d], where each sequence's begin; keys and values [slots, kv_heads, d], where
-# each sequence's begin and how many there are; the longest of both; scaling.
-# Gives [n, heads, d] and the log-sum-exp [heads, n].
+# Queries [n, heads, d], where each sequence's begin and how many there are; keys and values [slots,
+# kv_heads, d], and the same of them; the longest of both; scaling.
+# Gives [n, heads, d] and the log-sum-exp [heads, n]; what it says of no query is not read.
 Varlen = Callable[
     [
+        torch.Tensor,
         torch.Tensor,
         torch.Tensor,
         torch.Tensor,
@@ -38,9 +39,13 @@ Varlen = Callable[
     AttnState,
 ]
 
-# Scores a head (a step's tokens times the memory's) from which on it pays in a captured step: it is
-# five kernels, and `triton_decode` two.
-MIN_SCORES = 3_000_000
+# Tokens of a request, and scores a head (a step's tokens times the memory's), from which on it pays
+# in a captured step: it is five kernels, and `triton_decode` two.
+MIN_TOKENS = 16
+MIN_SCORES = 1_100_000
+
+_TILE = 128  # rows of queries that a program takes
+_FEW_SPLITS = 8
 
 
 @lru_cache(maxsize=1)
@@ -76,10 +81,11 @@ def dense(
 def varlen(
     queries: torch.Tensor,
     queries_begin: torch.Tensor,
+    queries_count: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
     keys_begin: torch.Tensor,
-    lengths: torch.Tensor,
+    keys_count: torch.Tensor,
     max_queries: int,
     max_keys: int,
     scaling: float,
@@ -87,6 +93,8 @@ def varlen(
     """See `Varlen`."""
     from fa3_fwd_interface import flash_attn_varlen_func
 
+    heads, kv_heads, requests = queries.shape[1], keys.shape[1], len(queries_count) // MAX_PARTS
+    programs = torch.cuda.get_device_properties(queries.device).multi_processor_count
     out, lse = flash_attn_varlen_func(
         queries,
         keys,
@@ -95,23 +103,41 @@ def varlen(
         keys_begin,
         max_seqlen_q=max_queries,
         max_seqlen_k=max_keys,
-        seqused_k=lengths,
+        seqused_q=queries_count,  # padding takes no time
+        seqused_k=keys_count,
         softmax_scale=scaling,
-        # 0: as many splits of the keys as keep the device busy, as for few queries one does not.
-        num_splits=0,
+        num_splits=most_splits(heads, kv_heads, max_queries, requests, programs),
         pack_gqa=True,
         return_attn_probs=True,
     )[:2]
     return out, lse
 
 
+def most_splits(heads: int, kv_heads: int, size: int, requests: int, programs: int) -> int:
+    """So many splits of the keys at most keep the device busy, where one would not; 0: let it say.
+
+    How many there are it works out on the device, of the real queries. But it bounds them by those
+    that would do if none of a request's ``size`` queries were padding: up to twice too few.
+
+    Args:
+        programs: that run at once.
+    """
+    fewest_rows = (size // 2 + 1) * (heads // kv_heads)  # with fewer a smaller step would serve
+    most = programs // (requests * kv_heads * -(-fewest_rows // _TILE))
+    # Of few splits, one more can make a second round of programs necessary.
+    return most if most >= _FEW_SPLITS else 0
+
+
 def step_attention(
-    other: AttendStep, by: Varlen = varlen, min_scores: int = MIN_SCORES
+    other: AttendStep,
+    by: Varlen = varlen,
+    min_tokens: int = MIN_TOKENS,
+    min_scores: int = MIN_SCORES,
 ) -> AttendStep:
     """`step.attend_step`: the memory by ``by``, a step's own tokens and all merged by a kernel.
 
     Args:
-        other: for steps of few tokens, or over short memories.
+        other: for steps of fewer tokens of a request, or of fewer scores.
     """
     from .triton_own import attend_own_and_merge, turn
 
@@ -123,13 +149,14 @@ def step_attention(
         inputs: StepInputs,
         scaling: float,
     ) -> torch.Tensor:
-        if inputs.tokens * memory.longest < min_scores:
+        if inputs.size < min_tokens or inputs.tokens * memory.longest < min_scores:
             return other(queries, stream, tail, memory, inputs, scaling)
         turned = turn(queries, memory, inputs)  # [requests * MAX_PARTS * size, heads, head_dim]
         keys, values = stream.transpose(1, 2)
         past = by(
             turned,
             inputs.parts_begin,
+            inputs.parts_real,
             keys,
             values,
             memory.starts,
@@ -157,7 +184,7 @@ def fastest_step_attention(
     attend = step_attention(other)
     STEPS.run(
         kind,
-        lambda: _on_noise(step_attention(other, min_scores=0), device, dtype, heads),
+        lambda: _on_noise(step_attention(other, min_tokens=0, min_scores=0), device, dtype, heads),
         lambda: _on_noise(attend_step, device, dtype, heads),
         _differ,
     )

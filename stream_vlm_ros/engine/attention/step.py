@@ -23,7 +23,7 @@ from stream_vlm_ros.engine.copies import to_device
 from .base import KVPart, LayerAttention, Readout
 
 # Sink, kept grids, and the ring in two slices, each seen at a distance of its own: four occur, with
-# every policy and layout.
+# every policy and layout. (An even number: see `StepInputs`.)
 MAX_PARTS = 6
 
 
@@ -60,6 +60,7 @@ class StepMemory:
         self.starts, self.lengths = self._slices.split([count + 1, count])
         self.offsets = torch.empty(requests, 2, MAX_PARTS, size, device=device)
         self.offsets[:, 0], self.offsets[:, 1] = 1.0, 0.0
+        self._unturned = (torch.ones(size, device=device), torch.zeros(size, device=device))
         self._rotates = False
 
     @property
@@ -73,17 +74,17 @@ class StepMemory:
         Requests that are not named read nothing.
         """
         starts, lengths = np.zeros((2, self.requests, MAX_PARTS), np.int32)
-        if self._rotates:
-            self.offsets[:, 0], self.offsets[:, 1] = 1.0, 0.0
-        self._rotates = any(part.rope_offset is not None for parts in requests for part in parts)
+        self._rotates |= any(part.rope_offset is not None for parts in requests for part in parts)
         for request, parts in enumerate(requests):
             for number, part in enumerate(parts):
                 starts[request, number] = slot_in(part.memory, self.stream) + part.slots.start
                 lengths[request, number] = part.length
-                if part.rope_offset is not None:
-                    cos, sin = part.rope_offset
-                    self.offsets[request, 0, number] = cos
-                    self.offsets[request, 1, number] = sin
+            if self._rotates:  # or did: what is left of that is overwritten
+                turns = [part.rope_offset or self._unturned for part in parts]
+                turns += [self._unturned] * (MAX_PARTS - len(parts))
+                waves = [turn[which] for which in (0, 1) for turn in turns]
+                # In one go: the host is what a question waits for here.
+                torch.cat(waves, out=self.offsets[request].view(-1))
         given = np.concatenate([starts.ravel(), [0], lengths.ravel()]).astype(np.int32)
         self._slices.copy_(torch.from_numpy(given), non_blocking=True)  # as in `StepInputs.load`
 
@@ -105,6 +106,7 @@ class StepInputs:
         last: the last of these.
         parts_begin: ``[requests * MAX_PARTS + 1]`` int32: where each part's queries begin, if every
             request's are there once for each.
+        parts_real: ``[requests * MAX_PARTS]`` int32: how many of them are real.
     """
 
     def __init__(self, size: int, memory: StepMemory):
@@ -112,18 +114,21 @@ class StepInputs:
         self.size, self.tokens, self._room = size, requests * size, memory.room
         self._padding_slot = memory.tail.shape[3] - 1
         n = self.tokens
-        self._all = torch.zeros(6 * n + 4 * requests, dtype=torch.long, device=device)
-        self.ids, positions, self.slots, self.begins, scalars = self._all.split(
-            [n, 3 * n, n, n, 4 * requests]
-        )
+        pairs = requests * MAX_PARTS // 2  # of int32, in the place of one of the others each
+        lengths = [n, 3 * n, n, n, 4 * requests, pairs]
+        self._all = torch.zeros(sum(lengths), dtype=torch.long, device=device)
+        self.ids, positions, self.slots, self.begins, scalars, real = self._all.split(lengths)
         self.positions, self.scalars = positions.view(3, n), scalars.view(requests, 4)
-        self.last = scalars[3:4]
+        self.last, self.parts_real = scalars[3:4], real.view(torch.int32)
         self.slots.fill_(self._padding_slot)
         self.parts_begin = size * torch.arange(
             requests * MAX_PARTS + 1, dtype=torch.int32, device=device
         )
         self._host = torch.zeros(len(self._all), dtype=torch.long)
-        self._given = self._host.numpy()
+        rows, scalars, real = self._host.split([6 * n, *lengths[4:]])
+        self._rows = rows.view(6, requests, size).numpy()  # ids, positions, slots and begins
+        self._scalars = scalars.view(requests, 4).numpy()
+        self._real = real.view(torch.int32).view(requests, MAX_PARTS).numpy()
 
     def load(
         self,
@@ -142,13 +147,14 @@ class StepInputs:
         shared one.
         """
         count = len(ids)
-        given, scalars = self._given[:-4].reshape(6, self.size), self._given[-4:]
+        given = self._rows[:, 0]
         given[0, :count] = ids
         given[1:4, :count] = positions
         given[4, :count] = range(first + past, first + past + count)
         given[4, count:] = self._padding_slot
         given[5, :count] = begins or 0
-        scalars[:] = count, shared, past, max(shared - 1, 0)
+        self._scalars[:] = count, shared, past, max(shared - 1, 0)
+        self._real[:] = count
         # Not pinned: it is copied aside at once, though nothing waits for the device.
         self._all.copy_(self._host, non_blocking=True)
 
@@ -157,14 +163,13 @@ class StepInputs:
 
         Requests beyond those are padding.
         """
-        given = self._given[: 6 * self.tokens].reshape(6, -1, self.size)
-        scalars = self._given[6 * self.tokens :].reshape(-1, 4)
-        given[4], scalars[:] = self._padding_slot, 0
+        given, scalars, real = self._rows, self._scalars, self._real
+        given[4], scalars[:], real[:] = self._padding_slot, 0, 0
         for request, at in enumerate(positions):
             count, first = at.shape[1], request * self._room
             given[1:4, request, :count] = at
             given[4, request, :count] = range(first, first + count)
-            scalars[request, :2] = count
+            scalars[request, :2] = real[request] = count
         self._all.copy_(to_device(self._host, self._all.device), non_blocking=True)
 
     def load_tokens(
@@ -182,13 +187,12 @@ class StepInputs:
             firsts: where in the tail the tokens of each begin.
             past: how many each has there before this one.
         """
-        count, tokens = len(ids), self.tokens
-        given = self._given[: 6 * tokens].reshape(6, tokens)
-        scalars = self._given[6 * tokens :].reshape(-1, 4)
-        given[4], scalars[:] = self._padding_slot, 0
+        count, scalars, real = len(ids), self._scalars, self._real
+        given = self._rows[:, :, 0]
+        given[4], scalars[:], real[:] = self._padding_slot, 0, 0
         given[0, :count], given[1:4, :count] = ids, positions
         given[4, :count] = np.add(firsts, past)
-        scalars[:count, :2], scalars[:count, 2] = 1, past
+        scalars[:count, :2], scalars[:count, 2], real[:count] = 1, past, 1
         self._all.copy_(self._host, non_blocking=True)  # as in `load`
 
 

@@ -19,6 +19,7 @@ from .triton_decode import _LOG2_E, _masked, _rotated
 
 _PARTS = tl.constexpr(MAX_PARTS)
 _FACTOR = tl.constexpr(_LOG2_E)
+_FEW_ROWS = 2048  # small tiles spread them over the device
 
 
 @triton.jit
@@ -188,7 +189,7 @@ def attend_own_and_merge(
     assert attended.is_contiguous() and lse.is_contiguous()
     assert queries.stride(2) == tail.stride(3) == 1
     rows = inputs.size * group
-    block = 16 if rows <= 16 else 64
+    block = 16 if rows <= _FEW_ROWS else 64
     out = queries.new_empty(tokens, heads, size)
     with torch.cuda.device_of(queries):
         _own_kernel[triton.cdiv(rows, block), kv_heads, memory.requests](
