@@ -10,9 +10,10 @@
 A step is taken with 1 token (writing) and with the 48 of a question, over a memory of random keys:
 whole, without its attention, without torch.compile, not recorded, with the products of one row by
 our own kernel, and as an engine takes it (one token by joined kernels); the products then each
-alone, beside torch's. Then one layer's attention alone for each
-tiling, against the time that reading its keys takes. The figures that stand behind
-`_tiling` and `_strip` of `engine/attention/triton_decode.py` come from here. Writes nothing.
+alone, beside torch's. Then one layer's attention alone: for each
+tiling, against the time that reading its keys takes; and by FlashAttention 3, where it is
+installed. The figures that stand behind `_tiling` and `_strip` of
+`engine/attention/triton_decode.py`, and `MIN_SCORES` of `flash3.py`, come from here. Writes nothing.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from typing import Any
 import torch
 
 from stream_vlm_ros.engine import graph_runner
+from stream_vlm_ros.engine.attention import flash3
 from stream_vlm_ros.engine.attention.base import KVPart
 from stream_vlm_ros.engine.attention.step import StepInputs, StepMemory, attend_step, place_step
 from stream_vlm_ros.engine.cache.eviction import EvictionConfig
@@ -114,23 +116,8 @@ def sweep(shape: Any, heads: int, caps: list[int], device: torch.device, options
     begin = time.perf_counter()
     for cap, tokens in itertools.product(caps, TOKENS):
         read = 2 * shape.kv_heads * cap * shape.head_dim * shape.dtype.itemsize
-        layers = max(2, min(shape.layers, 3 * 10**9 // read))
-        size = (layers, 2, shape.kv_heads, cap, shape.head_dim)
-        memory = torch.randn(size, dtype=shape.dtype, device=device)
-        tail = torch.randn(*size[:3], 2049, shape.head_dim, dtype=shape.dtype, device=device)
-        step_memory = StepMemory(memory, tail)
-        step_memory.load([KVPart(memory, slice(0, cap), None)])
-        padded = graph_runner._size_for(tokens)
-        inputs = StepInputs(padded, step_memory)
-        inputs.load([0] * tokens, torch.zeros(3, tokens), 0, tokens)
-        queries = memory.new_empty(heads, padded, shape.head_dim).normal_()
-
-        def all_layers(
-            memory=memory, tail=tail, step_memory=step_memory, queries=queries, inputs=inputs
-        ) -> None:
-            for layer in range(len(memory)):
-                attend(queries, memory[layer], tail[layer], step_memory, inputs, 0.1)
-
+        memory, padded = noise_memory(shape, cap, device), graph_runner._size_for(tokens)
+        layer_us = attention_of(memory, heads, padded, tokens, options.times)
         chosen = choose(padded * heads // shape.kv_heads, shape.dtype)
         tilings = [kernels._Tiling(*kind, n) for kind in TILINGS[tokens] for n in PROGRAMS]
         found = {}
@@ -140,12 +127,7 @@ def sweep(shape: Any, heads: int, caps: list[int], device: torch.device, options
                 break
             kernels._tiling = lambda *_, tiling=tiling: tiling
             try:
-                all_layers()
-                synchronize()
-                graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(graph):
-                    all_layers()
-                found[tiling] = median_ms(graph.replay, options.times) / layers
+                found[tiling] = layer_us(attend) / 1e3
             except Exception as error:  # more registers or shared memory than there are
                 print(f"  {tiling}: {type(error).__name__}")
         kernels._tiling = choose
@@ -157,7 +139,69 @@ def sweep(shape: Any, heads: int, caps: list[int], device: torch.device, options
                 print(f"  {1e3 * ms:8.1f}  {read / ms / 1e9:6.2f} TB/s "
                       f"{done / ms / 1e9:7.1f} TFLOP/s "
                       f"{tuple(tiling)}{'  <- chosen' if tiling == chosen else ''}")  # fmt: skip
-        del memory, tail, step_memory, queries, inputs, all_layers
+        del memory, layer_us
+
+
+def noise_memory(shape: Any, cap: int, device: torch.device) -> StepMemory:
+    """So many layers of it that no key is still in a cache when it is read again."""
+    read = 2 * shape.kv_heads * cap * shape.head_dim * shape.dtype.itemsize
+    layers = max(2, min(shape.layers, 3 * 10**9 // read))
+    size = (layers, 2, shape.kv_heads, cap, shape.head_dim)
+    stream = torch.randn(size, dtype=shape.dtype, device=device)
+    tail = torch.randn(*size[:3], 2049, shape.head_dim, dtype=shape.dtype, device=device)
+    memory = StepMemory(stream, tail)
+    memory.load([KVPart(stream, slice(0, cap), None)])
+    return memory
+
+
+def attention_of(
+    memory: StepMemory, heads: int, size: int, tokens: int, times: int
+) -> Callable[[Any], float]:
+    """What measures microseconds of a layer, given what attends; of ``size`` tokens so many are
+    real."""
+    inputs = StepInputs(size, memory)
+    inputs.load([0] * tokens, torch.zeros(3, tokens), 0, tokens)
+    layers, head_dim = len(memory.stream), memory.stream.shape[-1]
+    queries = memory.stream.new_empty(heads, size, head_dim).normal_()
+
+    def layer_us(attend: Any) -> float:
+        def all_layers() -> None:
+            for stream, tail in zip(memory.stream, memory.tail, strict=True):
+                attend(queries, stream, tail, memory, inputs, 0.1)
+
+        all_layers()
+        if memory.stream.is_cuda:
+            synchronize()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                all_layers()
+            return 1e3 * median_ms(graph.replay, times) / layers
+        return 1e3 * median_ms(all_layers, times) / layers
+
+    return layer_us
+
+
+def by_kernel(shape: Any, heads: int, caps: list[int], device: torch.device, times: int) -> None:
+    """One layer's attention of questions by each kernel; a quarter of a step is padding."""
+    attends = {"plain torch": attend_step}
+    if device.type == "cuda":
+        from stream_vlm_ros.engine.attention.triton_decode import split_attention
+
+        found = torch.cuda.get_device_properties(device)
+        shared = getattr(found, "shared_memory_per_block_optin", 0)
+        attends = {"Triton": split_attention(found.multi_processor_count, shared)}
+        if flash3.runs_on(device):
+            attends["FlashAttention 3"] = flash3.step_attention(
+                attend_step, min_tokens=0, min_scores=0
+            )
+    print("\nattention of a question, us a layer:", ", ".join(attends))
+    for cap in caps:
+        memory = noise_memory(shape, cap, device)
+        for size in graph_runner.SIZES[1:]:
+            layer_us = attention_of(memory, heads, size, 3 * size // 4, times)
+            row = "".join(f"{layer_us(attend):10.1f}" for attend in attends.values())
+            print(f"  {3 * size // 4:4} of {size:4} tokens over {cap:8,}: {row}")
+        del memory, layer_us
 
 
 # Rows, columns, warps, stages.
@@ -228,9 +272,10 @@ def main() -> None:
     for cap in options.caps:
         if not options.kernel:
             whole_steps(model, cap, attention, options.times)
+    heads = model.config.text_config.num_attention_heads
+    by_kernel(model.kv_shape, heads, options.caps, device, options.times)
     if device.type == "cuda":
         products(model, options.times)
-        heads = model.config.text_config.num_attention_heads
         sweep(model.kv_shape, heads, options.caps, device, options)
 
 
