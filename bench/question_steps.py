@@ -13,7 +13,8 @@ our own kernel, and as an engine takes it (one token by joined kernels); the pro
 alone, beside torch's. Then one layer's attention alone: for each
 tiling, against the time that reading its keys takes; and by FlashAttention 3, where it is
 installed. The figures that stand behind `_tiling` and `_strip` of
-`engine/attention/triton_decode.py`, and `MIN_SCORES` of `flash3.py`, come from here. Writes nothing.
+`engine/attention/triton_decode.py`, and `MIN_SCORES` of `flash3.py`, come from here.
+Writes nothing.
 """
 
 from __future__ import annotations
