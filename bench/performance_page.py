@@ -340,7 +340,8 @@ def _small_frames(section: Report) -> str:
 
 
 def _cameras(section: Report) -> str:
-    """Chunks as fast as they go; of the most cameras, then those of a rate, with questions."""
+    """Frames a second of chunks as fast as they go; of the most cameras also what questions waited
+    while frames came at a rate."""
     rows = []
     for row in section["rows"]:
         cells = [as_given(row["cameras"]), row["size"], figure(row["frames_a_second"])]
@@ -350,7 +351,7 @@ def _cameras(section: Report) -> str:
             cells += [figure(row["prepare_longest_ms"]), figure(1e3 * row["prepare_s"])]
         rows.append(cells + [""] * (9 - len(cells)))
     titles = ["Cameras", "Frames", "Frames a second", "Lost", "First token", "p99", "of"]
-    return table([*titles, "Longest piece of preparing", "All"], rows)
+    return table([*titles, "Preparing: a piece at most", "all"], rows)
 
 
 def _answers_at_once(section: Report) -> str:

@@ -4,17 +4,17 @@
 """Where a question's time goes on a GPU, and which tiling its attention wants there.
 
     python bench/question_steps.py            # some minutes on one H200
-    python bench/question_steps.py --kernel   # the sweep over tilings alone: a minute
+    python bench/question_steps.py --kernel   # kernels and tilings alone: a minute
     python bench/question_steps.py --shape toy --caps 500   # a trial, anywhere
 
 A step is taken with 1 token (writing) and with the 48 of a question, over a memory of random keys:
 whole, without its attention, without torch.compile, not recorded, with the products of one row by
 our own kernel, and as an engine takes it (one token by joined kernels); the products then each
-alone, beside torch's. Then one layer's attention alone: for each
-tiling, against the time that reading its keys takes; and by FlashAttention 3, where it is
-installed. The figures that stand behind `_tiling` and `_strip` of
-`engine/attention/triton_decode.py`, and `MIN_SCORES` of `flash3.py`, come from here.
-Writes nothing.
+alone, beside torch's. Then one layer's attention alone: by Triton and by FlashAttention 3, where
+that is installed, for each size of a step; and for each tiling, against the time that reading its
+keys takes. The figures that stand behind `_tiling` and `_strip` of
+`engine/attention/triton_decode.py` come from here; those behind `MIN_SCORES` of `flash3.py` with
+`--caps 8192 16384 24000 50000 150000`. Writes nothing.
 """
 
 from __future__ import annotations
@@ -158,8 +158,8 @@ def noise_memory(shape: Any, cap: int, device: torch.device) -> StepMemory:
 def attention_of(
     memory: StepMemory, heads: int, size: int, tokens: int, times: int
 ) -> Callable[[Any], float]:
-    """What measures microseconds of a layer, given what attends; of ``size`` tokens so many are
-    real."""
+    """A function that times one layer, in us, by the kernel it is given; ``tokens`` of ``size``
+    are real."""
     inputs = StepInputs(size, memory)
     inputs.load([0] * tokens, torch.zeros(3, tokens), 0, tokens)
     layers, head_dim = len(memory.stream), memory.stream.shape[-1]
@@ -192,9 +192,8 @@ def by_kernel(shape: Any, heads: int, caps: list[int], device: torch.device, tim
         shared = getattr(found, "shared_memory_per_block_optin", 0)
         attends = {"Triton": split_attention(found.multi_processor_count, shared)}
         if flash3.runs_on(device):
-            attends["FlashAttention 3"] = flash3.step_attention(
-                attend_step, min_tokens=0, min_scores=0
-            )
+            always = flash3.step_attention(attend_step, takes=lambda *_: True)
+            attends["FlashAttention 3"] = always
     print("\nattention of a question, us a layer:", ", ".join(attends))
     for cap in caps:
         memory = noise_memory(shape, cap, device)
@@ -258,7 +257,7 @@ def main() -> None:
     parser.add_argument("--shape", default="3b", choices=SHAPES)
     parser.add_argument("--caps", type=int, nargs="+", default=[16_384, 150_000])
     parser.add_argument("--times", type=int, default=20)
-    parser.add_argument("--kernel", action="store_true", help="the sweep over tilings alone")
+    parser.add_argument("--kernel", action="store_true", help="kernels and tilings alone")
     parser.add_argument("--seconds", type=float, default=60, help="that the sweep may take")
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

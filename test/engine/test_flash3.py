@@ -17,9 +17,10 @@ from stream_vlm_ros.engine.attention.flash3 import (
     Flash3Prefill,
     fastest_step_attention,
     most_splits,
+    pays,
     runs_on,
 )
-from stream_vlm_ros.engine.attention.step import attend_step
+from stream_vlm_ros.engine.attention.step import StepInputs, StepMemory, attend_step
 
 
 def plain(query, key, value, scaling, causal=False):
@@ -85,13 +86,28 @@ def test_it_is_for_many_queries_on_a_device_where_it_runs():
         (16, 2, 32, 1, 33),  # 17: 2 tiles
         (28, 4, 64, 1, 16),  # 33 of 7 heads each: 2 tiles of each of 4
         (16, 2, 256, 1, 0),  # 129: 9 tiles keep the device busy in 7 splits
-        (16, 2, 64, 8, 0),  # of 8 requests, in 2
+        (16, 2, 64, 2, 0),  # two requests keep it busy, or one of them is short
     ],
 )
 def test_the_keys_are_split_among_all_programs_also_where_half_of_a_step_is_padding(
     heads, kv_heads, size, requests, most
 ):
-    assert most_splits(heads, kv_heads, size, requests, programs=132) == most
+    assert most_splits(heads, kv_heads, size, requests, processors=132) == most
+
+
+@pytest.mark.parametrize(
+    ("size", "requests", "longest", "taken"),
+    [
+        (64, 1, 150_000, True),
+        (16, 1, 150_000, True),
+        (64, 1, 16_384, False),  # too few scores for five kernels
+        (1, 1, 150_000, False),
+        (1, 8, 150_000, False),  # decode of eight answers: as many scores, but one token of each
+    ],
+)
+def test_it_takes_prompts_over_long_memories_and_no_decode_step(size, requests, longest, taken):
+    memory = StepMemory(*torch.zeros(2, 1, 2, 2, 31, 16), requests=requests, longest=longest)
+    assert pays(memory, StepInputs(size, memory)) == taken
 
 
 def test_without_a_gpu_or_the_package_nothing_of_it_is_used(monkeypatch):

@@ -298,7 +298,7 @@ def test_flash_attention_3_serves_captured_steps():
     memory = StepMemory(stream, tail)
     memory.load([KVPart(stream, slice(0, 900), turned), KVPart(stream, slice(950, 39_000), None)])
     inputs = StepInputs(64, memory)
-    for count in (33, 48, 64):  # the others are padding, of which it computes nothing
+    for count in (33, 48, 64):  # the others are padding
         inputs.load([0] * count, torch.zeros(3, count), past=5, shared=count)
         given = (random(64, 16, 128).transpose(0, 1), stream[0], tail[0], memory, inputs, 0.1)
         out, expected = found(*given), attend_step(*given)

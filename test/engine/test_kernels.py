@@ -46,16 +46,27 @@ def test_the_kernels_compute_what_plain_torch_computes(words_of_program):
 
 
 def by_parts(
-    queries, begins, counts, keys, values, keys_begin, lengths, longest, most_keys, scaling
+    queries,
+    queries_begin,
+    queries_count,
+    keys,
+    values,
+    keys_begin,
+    keys_count,
+    max_queries,
+    max_keys,
+    scaling,
 ):
     """Stands for a kernel over sequences of any lengths: its log-sum-exp is natural."""
-    assert int(lengths.max()) <= most_keys and queries.shape[0] == (len(begins) - 1) * longest
+    assert int(keys_count.max()) <= max_keys
+    assert queries.shape[0] == (len(queries_begin) - 1) * max_queries
     out = torch.full_like(queries, torch.nan)  # of what is not there, nobody reads
     lse = queries.new_full(queries.shape[1::-1], torch.nan, dtype=torch.float32)
     group = queries.shape[1] // keys.shape[1]
-    for number, length in enumerate(lengths.tolist()):
+    for number, length in enumerate(keys_count.tolist()):
         if length:
-            rows = slice(int(begins[number]), int(begins[number]) + int(counts[number]))
+            begin = int(queries_begin[number])
+            rows = slice(begin, begin + int(queries_count[number]))
             of = slice(int(keys_begin[number]), int(keys_begin[number]) + length)
             key, value = (x[of].repeat_interleave(group, 1).double() for x in (keys, values))
             scores = torch.einsum("qhd,khd->hqk", queries[rows].double(), key) * scaling
@@ -70,7 +81,7 @@ def ways_to_attend():
 
     for processors in PROCESSORS:
         yield split_attention(processors, shared=SHARED)
-    yield flash3.step_attention(attend_step, by_parts, min_tokens=0, min_scores=0)
+    yield flash3.step_attention(attend_step, by_parts, lambda *_: True)
 
 
 def compare(attend, dtype, count, size, past, parts):

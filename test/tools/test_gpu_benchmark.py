@@ -63,3 +63,4 @@ def test_the_steps_of_a_question_are_timed():
     done = run("question_steps.py", "--shape", "toy", "--caps", 500, "--times", 1)
     assert done.returncode == 0, done.stderr
     assert "memory of 500 tokens" in done.stdout and "without its attention" in done.stdout
+    assert "attention of a question" in done.stdout

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Protocol
 
 import torch
 
@@ -20,32 +21,43 @@ from .cudnn import Kernel, kind_of
 from .step import MAX_PARTS, AttendStep, StepInputs, StepMemory, attend_step
 from .verified import Verified, relative_difference
 
-# Queries [n, heads, d], where each sequence's begin and how many there are; keys and values [slots,
-# kv_heads, d], and the same of them; the longest of both; scaling.
-# Gives [n, heads, d] and the log-sum-exp [heads, n]; what it says of no query is not read.
-Varlen = Callable[
-    [
-        torch.Tensor,
-        torch.Tensor,
-        torch.Tensor,
-        torch.Tensor,
-        torch.Tensor,
-        torch.Tensor,
-        torch.Tensor,
-        int,
-        int,
-        float,
-    ],
-    AttnState,
-]
-
 # Tokens of a request, and scores a head (a step's tokens times the memory's), from which on it pays
-# in a captured step: it is five kernels, and `triton_decode` two.
+# in a captured step: it is five kernels, and `triton_decode` two. (From 700,000 scores on it is up
+# to a tenth faster over a full memory, but memories are shorter than they may be.) A decode step of
+# eight answers has one token of each, and stays with Triton.
 MIN_TOKENS = 16
 MIN_SCORES = 1_100_000
 
-_TILE = 128  # rows of queries that a program takes
+_TILE = 128  # rows of queries that a program takes, at a head size of 128
 _FEW_SPLITS = 8
+
+
+class Varlen(Protocol):
+    """Attention of sequences that lie end to end: queries of each to keys of each."""
+
+    def __call__(
+        self,
+        queries: torch.Tensor,
+        queries_begin: torch.Tensor,
+        queries_count: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        keys_begin: torch.Tensor,
+        keys_count: torch.Tensor,
+        max_queries: int,
+        max_keys: int,
+        scaling: float,
+    ) -> AttnState:
+        """Output ``[n, heads, d]`` and log-sum-exp ``[heads, n]``; of padding, anything.
+
+        Args:
+            queries: ``[n, heads, d]``.
+            queries_begin, queries_count: where each sequence's begin, one entry more than there
+                are, and how many it has; those behind them are padding.
+            keys, values: ``[slots, kv_heads, d]``.
+            keys_begin, keys_count: the same of those.
+            max_queries, max_keys: of one sequence.
+        """
 
 
 @lru_cache(maxsize=1)
@@ -94,7 +106,7 @@ def varlen(
     from fa3_fwd_interface import flash_attn_varlen_func
 
     heads, kv_heads, requests = queries.shape[1], keys.shape[1], len(queries_count) // MAX_PARTS
-    programs = torch.cuda.get_device_properties(queries.device).multi_processor_count
+    processors = torch.cuda.get_device_properties(queries.device).multi_processor_count
     out, lse = flash_attn_varlen_func(
         queries,
         keys,
@@ -106,38 +118,45 @@ def varlen(
         seqused_q=queries_count,  # padding takes no time
         seqused_k=keys_count,
         softmax_scale=scaling,
-        num_splits=most_splits(heads, kv_heads, max_queries, requests, programs),
+        num_splits=most_splits(heads, kv_heads, max_queries, requests, processors),
         pack_gqa=True,
         return_attn_probs=True,
     )[:2]
     return out, lse
 
 
-def most_splits(heads: int, kv_heads: int, size: int, requests: int, programs: int) -> int:
-    """So many splits of the keys at most keep the device busy, where one would not; 0: let it say.
+def most_splits(heads: int, kv_heads: int, size: int, requests: int, processors: int) -> int:
+    """The most splits of the keys that FlashAttention 3 is given; 0: it chooses.
 
-    How many there are it works out on the device, of the real queries. But it bounds them by those
-    that would do if none of a request's ``size`` queries were padding: up to twice too few.
+    How many it makes it works out on the device, from the real queries. But its own bound counts
+    padding, too: for a step that is half padding it can be half of what keeps the device busy.
 
     Args:
-        programs: that run at once.
+        size: of a request's queries, of which half may be padding.
+        processors: of the device.
     """
-    fewest_rows = (size // 2 + 1) * (heads // kv_heads)  # with fewer a smaller step would serve
-    most = programs // (requests * kv_heads * -(-fewest_rows // _TILE))
-    # Of few splits, one more can make a second round of programs necessary.
+    if requests > 1:  # which keep it busy together; and each split takes memory for all of them
+        return 0
+    fewest_rows = (size // 2 + 1) * (heads // kv_heads)
+    most = processors // (kv_heads * -(-fewest_rows // _TILE))
+    # Where splits are few, one more can make a second round of programs necessary.
     return most if most >= _FEW_SPLITS else 0
+
+
+def pays(memory: StepMemory, inputs: StepInputs) -> bool:
+    """Whether it is the faster one for such a step."""
+    return inputs.size >= MIN_TOKENS and inputs.tokens * memory.longest >= MIN_SCORES
 
 
 def step_attention(
     other: AttendStep,
     by: Varlen = varlen,
-    min_tokens: int = MIN_TOKENS,
-    min_scores: int = MIN_SCORES,
+    takes: Callable[[StepMemory, StepInputs], bool] = pays,
 ) -> AttendStep:
     """`step.attend_step`: the memory by ``by``, a step's own tokens and all merged by a kernel.
 
     Args:
-        other: for steps of fewer tokens of a request, or of fewer scores.
+        other: for steps that it does not take.
     """
     from .triton_own import attend_own_and_merge, turn
 
@@ -149,21 +168,21 @@ def step_attention(
         inputs: StepInputs,
         scaling: float,
     ) -> torch.Tensor:
-        if inputs.size < min_tokens or inputs.tokens * memory.longest < min_scores:
+        if not takes(memory, inputs):
             return other(queries, stream, tail, memory, inputs, scaling)
         turned = turn(queries, memory, inputs)  # [requests * MAX_PARTS * size, heads, head_dim]
         keys, values = stream.transpose(1, 2)
         past = by(
-            turned,
-            inputs.parts_begin,
-            inputs.parts_real,
-            keys,
-            values,
-            memory.starts,
-            memory.lengths,
-            inputs.size,
-            memory.longest,
-            scaling,
+            queries=turned,
+            queries_begin=inputs.parts_begin,
+            queries_count=inputs.parts_real,
+            keys=keys,
+            values=values,
+            keys_begin=memory.starts,
+            keys_count=memory.lengths,
+            max_queries=inputs.size,
+            max_keys=memory.longest,
+            scaling=scaling,
         )
         return attend_own_and_merge(queries, tail, memory, inputs, scaling, past)
 
@@ -181,10 +200,10 @@ def fastest_step_attention(
     if dtype not in (torch.float16, torch.bfloat16) or not runs_on(device):
         return other
     kind = (device, dtype, heads)
-    attend = step_attention(other)
+    attend, always = step_attention(other), step_attention(other, takes=lambda *_: True)
     STEPS.run(
         kind,
-        lambda: _on_noise(step_attention(other, min_tokens=0, min_scores=0), device, dtype, heads),
+        lambda: _on_noise(always, device, dtype, heads),
         lambda: _on_noise(attend_step, device, dtype, heads),
         _differ,
     )

@@ -23,7 +23,7 @@ from stream_vlm_ros.engine.copies import to_device
 from .base import KVPart, LayerAttention, Readout
 
 # Sink, kept grids, and the ring in two slices, each seen at a distance of its own: four occur, with
-# every policy and layout. (An even number: see `StepInputs`.)
+# every policy and layout. (Even: two go into an int64, see `StepInputs`.)
 MAX_PARTS = 6
 
 
@@ -114,7 +114,7 @@ class StepInputs:
         self.size, self.tokens, self._room = size, requests * size, memory.room
         self._padding_slot = memory.tail.shape[3] - 1
         n = self.tokens
-        pairs = requests * MAX_PARTS // 2  # of int32, in the place of one of the others each
+        pairs = requests * MAX_PARTS // 2  # of int32, so that they come with the same copy
         lengths = [n, 3 * n, n, n, 4 * requests, pairs]
         self._all = torch.zeros(sum(lengths), dtype=torch.long, device=device)
         self.ids, positions, self.slots, self.begins, scalars, real = self._all.split(lengths)
@@ -146,6 +146,7 @@ class StepInputs:
         those from its entry in ``begins`` on, up to itself. Asked for are the logits of the last
         shared one.
         """
+        assert len(self._scalars) == 1, "of one request"
         count = len(ids)
         given = self._rows[:, 0]
         given[0, :count] = ids

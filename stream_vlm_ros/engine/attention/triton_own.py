@@ -19,7 +19,7 @@ from .triton_decode import _LOG2_E, _masked, _rotated
 
 _PARTS = tl.constexpr(MAX_PARTS)
 _FACTOR = tl.constexpr(_LOG2_E)
-_FEW_ROWS = 2048  # small tiles spread them over the device
+_FEW_ROWS = 2048  # up to so many, tiles are small, so that more programs share them
 
 
 @triton.jit
@@ -38,7 +38,7 @@ def _turn_kernel(
     token, part = tl.program_id(0), tl.program_id(1)  # part: of all requests
     size = tl.num_programs(0)
     request = part // _PARTS
-    # Of a part that is not there nothing is read; nor of padding, but its queries must be numbers.
+    # Of a part that is not there nothing is read. (Nor of padding, which is zero.)
     if tl.load(lengths + part) == 0:
         return
     head, dim = tl.arange(0, HEADS_BLOCK), tl.arange(0, D)
@@ -189,7 +189,7 @@ def attend_own_and_merge(
     assert attended.is_contiguous() and lse.is_contiguous()
     assert queries.stride(2) == tail.stride(3) == 1
     rows = inputs.size * group
-    block = 16 if rows <= _FEW_ROWS else 64
+    block = 16 if memory.requests * rows <= _FEW_ROWS else 64
     out = queries.new_empty(tokens, heads, size)
     with torch.cuda.device_of(queries):
         _own_kernel[triton.cdiv(rows, block), kv_heads, memory.requests](
