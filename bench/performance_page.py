@@ -319,9 +319,10 @@ def _eviction(section: Report) -> str:
     named += [("sink and window", each) for each in section["level 1"]]
     rows = []
     for name, each in named:
-        times = (_median(each[key]) for key in ("chunk", "forget", "describe"))
+        times = (_median(each[key]) for key in ("chunk", "forget", "turn", "describe"))
         rows.append([name, figure(each["cap"]), *times, percent(each["share"])])
-    return table(["Memory", "Cap", "Chunk", "Moving", "Describing frames", "Share"], rows)
+    titles = ["Memory", "Cap", "Chunk", "Moving", "Turning keys", "Describing frames", "Share"]
+    return "Shares are of the means, the others medians:\n\n" + table(titles, rows)
 
 
 def _steady(section: Report) -> str:
@@ -350,8 +351,8 @@ def _cameras(section: Report) -> str:
             cells += [as_given(lost), _median(first), figure(first["p99"]), as_given(first["runs"])]
             cells += [figure(row["prepare_longest_ms"]), figure(1e3 * row["prepare_s"])]
         rows.append(cells + [""] * (9 - len(cells)))
-    titles = ["Cameras", "Frames", "Frames a second", "Lost", "First token", "p99", "of"]
-    return table([*titles, "Preparing: a piece at most", "all"], rows)
+    titles = ["Cameras", "Frames", "Frames a second", "Lost", "First token", "p99", "Questions"]
+    return table([*titles, "A piece of preparing", "All"], rows)
 
 
 def _answers_at_once(section: Report) -> str:
@@ -402,14 +403,17 @@ def _curves(section: Report) -> str:
     titles = {"chunk": "Chunk", "first_token": "First token", "token": "Further token"}
     names = {"cap": "Cap", "chunk_frames": "Frames a chunk", "frames": "Frames", "chunks": "Chunks"}
     tables = []
+    cap = 0
     for name, along, others in (
         ("cap", "cap", "Frames of 640x480, chunks of four"),
-        ("chunk", "chunk_frames", "Frames of 1920x1080, the largest cap of the table above"),
-        ("resolution", "frames", "The smallest cap of the table above, chunks of four"),
-        ("stream_length", "chunks", "Frames of 640x480, the same cap, the preset `novelty`"),
+        ("chunk", "chunk_frames", "Frames of 1920x1080, cap {cap}"),
+        ("resolution", "frames", "Chunks of four, cap {cap}"),
+        ("stream_length", "chunks", "Frames of 640x480, cap {cap}, the preset `novelty`"),
     ):
         if not (points := section.get(name, {}).get("points")):
             continue
+        cap = points[0].get("cap", cap)  # the last has that of the one before
+        others = others.format(cap=figure(cap))
         shown = [key for key in titles if key in points[0]]
         rows = [[_varied(p[along]), *(figure(p[key]) for key in shown)] for p in points]
         tables.append(
