@@ -39,7 +39,8 @@ def start(values):
     cameras = cameras_of(values.cameras)
     if cameras:
         over["sources"] = ParameterValue(",".join(cameras), value_type=str)
-    topics = {"image": values.image, **{f"{name}/image": to for name, to in cameras.items()}}
+    for name, topic in cameras.items():  # as parameters: a file may have one, too
+        over[f"{name}.image_topic"] = ParameterValue(topic, value_type=str)
     over["use_sim_time"] = values.use_sim_time
     program = PathJoinSubstitution([FindPackagePrefix("stream_vlm"), "bin", "stream-vlm"])
     console = ExecuteProcess(cmd=[program, *console_command(values)], output="screen")
@@ -51,7 +52,7 @@ def start(values):
             name="stream_vlm",
             namespace=values.namespace,
             parameters=[values.params_file, over],
-            remappings=list(topics.items()),
+            remappings=[("image", values.image)],
             arguments=[
                 "--ros-args",
                 "--log-level",

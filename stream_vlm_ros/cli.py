@@ -242,7 +242,8 @@ def ask(
         ),
     ] = None,
     source_name: Annotated[
-        str | None, typer.Option("--source", help="With --node: which of its memories is asked.")
+        list[str] | None,
+        typer.Option("--source", help="With --node: which of its memories is asked."),
     ] = None,
     cancel_after: Annotated[
         float | None, typer.Option(min=0, help="With --node: cancel an answer after these seconds.")

@@ -11,7 +11,7 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -101,7 +101,7 @@ class AskCommand(TyperCommand):
             questions_of(f"--node {node}", [*first, *values.get("questions", [])]),
             choices_of(values.get("choice"), values.get("choices")),
             values.get("about"),
-            values.get("source_name", ""),
+            ",".join(values.get("source_name", ())),
             values.get("max_new_tokens", 0),
             values.get("history", ""),
             values.get("cancel_after"),
@@ -462,12 +462,12 @@ def watch(
         from stream_vlm_ros.plain_messages import to_dict
 
         async for event in client.watch():
-            before = client.earlier is not None and event is client.earlier[0]
+            before = client.earlier_at(event)
             if as_json:
                 told = {"kind": type(event).__name__, **to_dict(event, LEFT_OUT)}
-                print(json.dumps(told | {"earlier": True} if before else told), flush=True)
-            elif before and client.earlier is not None:
-                say(f"earlier: {watching.line(event)}", _clock(client.earlier[1] / 1e9))
+                print(json.dumps(told | ({"earlier": True} if before else {})), flush=True)
+            elif before:
+                say(f"earlier: {watching.line(event)}", _clock(before / 1e9))
             else:
                 say(watching.line(event))
 
@@ -606,6 +606,8 @@ def _like(before: Any, name: str, text: str) -> Any:
     """``text`` as a value of the kind that the setting has."""
     if isinstance(before, str):
         return text
+    if isinstance(before, Sequence):  # of texts: as YAML or JSON writes a list, or without that
+        return [one.strip().strip("\"'") for one in text.strip().strip("[]").split(",")]
     words = {"true": True, "yes": True, "false": False, "no": False}
     try:
         return words[text.lower()] if isinstance(before, bool) else type(before)(text)
@@ -615,12 +617,17 @@ def _like(before: Any, name: str, text: str) -> Any:
         raise InvalidParameterError(f"{name} must be {wanted}, got {text!r}") from None
 
 
+def _names(source: list[str] | None) -> str:
+    """Of an option that may be given several times, each time with one name or several."""
+    return ",".join(source or ())
+
+
 def _order(order: Callable[[StreamVlmClient], Awaitable[str]], node: str, wait: float) -> None:
     print(printable(with_node(node, wait, order)))
 
 
 SourceName = Annotated[
-    str,
+    list[str] | None,
     typer.Option(
         "--source", help="One of several cameras, or some: a,b; without it all there are."
     ),
@@ -628,21 +635,21 @@ SourceName = Annotated[
 
 
 @node_app.command("reset")
-def reset(source: SourceName = "", node: NodeName = "", wait: Wait = 10.0) -> None:
+def reset(source: SourceName = None, node: NodeName = "", wait: Wait = 10.0) -> None:
     """Let a node forget everything it has seen."""
-    _order(lambda client: client.reset(source), node, wait)
+    _order(lambda client: client.reset(_names(source)), node, wait)
 
 
 @node_app.command("pause")
-def pause(source: SourceName = "", node: NodeName = "", wait: Wait = 10.0) -> None:
+def pause(source: SourceName = None, node: NodeName = "", wait: Wait = 10.0) -> None:
     """Let a node stop watching; it goes on answering."""
-    _order(lambda client: client.pause(source), node, wait)
+    _order(lambda client: client.pause(_names(source)), node, wait)
 
 
 @node_app.command("resume")
-def resume(source: SourceName = "", node: NodeName = "", wait: Wait = 10.0) -> None:
+def resume(source: SourceName = None, node: NodeName = "", wait: Wait = 10.0) -> None:
     """Let a node watch again."""
-    _order(lambda client: client.resume(source), node, wait)
+    _order(lambda client: client.resume(_names(source)), node, wait)
 
 
 @node_app.command("configure")
@@ -679,18 +686,18 @@ MemoryName = Annotated[
 
 @node_app.command("save")
 def save(
-    memory: MemoryName = "", source: SourceName = "", node: NodeName = "", wait: Wait = 10.0
+    memory: MemoryName = "", source: SourceName = None, node: NodeName = "", wait: Wait = 10.0
 ) -> None:
     """Let a node save its memory (docs/saving.md)."""
-    _order(lambda client: client.save(memory, source), node, wait)
+    _order(lambda client: client.save(memory, _names(source)), node, wait)
 
 
 @node_app.command("load")
 def load(
-    memory: MemoryName = "", source: SourceName = "", node: NodeName = "", wait: Wait = 10.0
+    memory: MemoryName = "", source: SourceName = None, node: NodeName = "", wait: Wait = 10.0
 ) -> None:
     """Let a node take up a saved memory instead of its present one."""
-    _order(lambda client: client.load(memory, source), node, wait)
+    _order(lambda client: client.load(memory, _names(source)), node, wait)
 
 
 @node_app.command("answers")

@@ -86,9 +86,6 @@ class StreamVlmClient:
         name: full name of the node.
         answers_kept: where the node keeps past answers, and how many it could not keep, and why; as
             of the last `past_answers`.
-        earlier: the last answer that the node had given before this client came, which is the first
-            that :meth:`watch` brings, and when, in nanoseconds of the node's machine; None: it had
-            given none, or it has not arrived yet.
 
     Raises NodeUnavailableError, when entered, for a node that is not there within ``patience``, for
     two of one name, and, without a name, for several.
@@ -100,7 +97,7 @@ class StreamVlmClient:
         self.patience = patience
         self.name = f"/{name.strip('/')}" if name else ""
         self.answers_kept = ""
-        self.earlier: tuple[Answer, int] | None = None
+        self._earlier: dict[str, tuple[Answer, int]] = {}  # of each camera
         self._context = context
         self._ros: RosThread | None = None
         self._was_closed = False
@@ -424,6 +421,20 @@ class StreamVlmClient:
         refuse_second(seen, self.name)
         return bool(seen)
 
+    @property
+    def earlier(self) -> tuple[Answer, int] | None:
+        """The last answer that the node had given before this client came, and when, in nanoseconds
+        of the node's machine; None: it had given none, or it has not arrived yet.
+        """
+        return max(self._earlier.values(), key=lambda one: one[1], default=None)
+
+    def earlier_at(self, event: Event) -> int | None:
+        """When, in those nanoseconds, the node had given an answer before this client came; None of
+        any other event. Of several cameras :meth:`watch` begins with such an answer of each.
+        """
+        answer, when = self._earlier.get(getattr(event, "source", ""), (None, 0))
+        return when if event is answer else None
+
     async def watch(self) -> AsyncIterator[Event]:
         """Every status, answer and diagnostic status of the node as they come, from the last status
         and answer on.
@@ -443,7 +454,7 @@ class StreamVlmClient:
     def _take_answer(self, answer: Answer, info: dict[str, int]) -> None:
         published = info["source_timestamp"]
         if published < self._came:
-            self.earlier = answer, published
+            self._earlier[answer.source] = answer, published
         self._tell(answer)
 
     def _take_diagnostics(self, message: DiagnosticArray) -> None:

@@ -262,10 +262,13 @@ class ImageInput:
         return list(self._node.get_publishers_info_by_topic(topic))
 
     def _other_image_topics(self) -> list[str]:
+        """Those that none of the node's cameras watches."""
+        mine = self._node.get_name(), self._node.get_namespace()
+        watched = dict(self._node.get_subscriber_names_and_types_by_node(*mine))
         return sorted(
             name
             for name, types in self._node.get_topic_names_and_types()
-            if name != self.topic
+            if name not in watched
             and not name.endswith((f"/{ANNOTATED}", _DEPTH))  # a node's own: no camera
             and {RAW, COMPRESSED} & set(types)
             and self._node.count_publishers(name)

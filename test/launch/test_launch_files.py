@@ -189,6 +189,22 @@ def test_arguments_are_laid_over_the_parameter_file(launch, tmp_path):
         process.communicate(timeout=30)
 
 
+@pytest.mark.ros
+def test_a_topic_of_the_argument_cameras_is_laid_over_that_of_a_parameter_file(launch, tmp_path):
+    settings = tmp_path / "cameras.yaml"
+    settings.write_text(
+        "/**:\n  ros__parameters:\n    sources: [front, rear]\n    device: cpu\n"
+        "    front:\n      image_topic: /front/from_file\n"
+    )
+    process = launch.start(
+        "stream_vlm.launch.py", f"params_file:={settings}", "cameras:=front=/left/image_raw"
+    )
+    said = read_to(process, "waiting for images on")
+    assert "/left/image_raw" in said.splitlines()[-1], said
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+
+
 @pytest.fixture
 def replayed(tmp_path):
     """A folder with a bag of 12 seconds of a camera, and a question."""

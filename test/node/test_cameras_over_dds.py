@@ -16,6 +16,7 @@ from patience import PATIENCE
 pytest.importorskip("rclpy")
 import rclpy
 from rclpy.parameter import Parameter
+from sensor_msgs.msg import Image
 from std_msgs.msg import String
 from stream_vlm.action import Ask
 from stream_vlm.msg import CacheStatus
@@ -376,3 +377,59 @@ def test_nodes_are_listed_with_a_row_for_each_camera(here, cameras):
         ("rear", "paused"),
     ]
     assert ["2 frames" in one["memory"] for one in rows] == [False, True]
+
+
+def in_a_terminal(*arguments):
+    result = CliRunner().invoke(app, [*arguments])
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+@two_cameras
+def test_a_terminal_names_some_cameras_with_commas_or_one_by_one(here, cameras):
+    front, rear = cameras
+    see(front, 1), see(rear, 1)
+    name = here.client.name
+    for sources in (["front,rear"], ["front", "rear"]):
+        of = [word for source in sources for word in ("--source", source)]
+        told = in_a_terminal("ask", "--node", name, *of, "What?", "--max-new-tokens", "1", "--json")
+        assert [a["source"] for a in json.loads(told)["answers"]] == ["front", "rear"]
+        assert in_a_terminal("node", "pause", "--node", name, *of).count("paused") == 2
+
+
+@two_cameras
+def test_the_last_answer_of_each_camera_before_one_watches_is_told_as_earlier(here, cameras):
+    front, rear = cameras
+    see(front, 1), see(rear, 1)
+    answers(front, max_new_tokens=1)
+    told = in_a_terminal("watch", "--node", here.client.name, "--seconds", "5", "--json")
+    events = [json.loads(line) for line in told.splitlines()]
+    of = [(one["source"], one.get("earlier")) for one in events if one["kind"] == "Answer"]
+    assert sorted(of) == [("front", True), ("rear", True)]
+
+
+@pytest.mark.parametrize("here", [TWO | {"sources": ["front", "rear"]}], indirect=True)
+def test_a_list_is_set_as_yaml_or_json_writes_it_or_with_commas(here, cameras):
+    name = here.client.name
+    for verb in ("deactivate", "cleanup"):
+        in_a_terminal("node", verb, "--node", name)
+    for text, value in (
+        ("front", ["front"]),
+        ("[rear, front]", ["rear", "front"]),
+        ('["front","rear"]', ["front", "rear"]),
+        ("rear,front", ["rear", "front"]),
+    ):
+        told = in_a_terminal("node", "set", "--node", name, "sources", text)
+        assert told.endswith(f"-> {json.dumps(value)}\n")
+
+
+@pytest.mark.parametrize("here", [TWO | {"rear.image_topic": "/nowhere"}], indirect=True)
+def test_a_camera_without_images_is_not_sent_to_the_topic_of_another(here, cameras):
+    front, rear = cameras
+    see(front, 1)
+    node = here.client.graph.node
+    spare = here.client.graph.do(lambda: node.create_publisher(Image, "/here/spare", 10))
+    rear.diagnostic(
+        "rear: image input", lambda d: "are published on /here/spare: start" in d.message
+    )
+    here.client.graph.do(lambda: node.destroy_publisher(spare))
