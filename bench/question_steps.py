@@ -56,6 +56,16 @@ def median_ms(run: Callable[[], Any], times: int) -> float:
     return statistics.median(timed(run)[0] for _ in range(times))
 
 
+def recorded_ms(run: Callable[[], Any], times: int) -> float:
+    """Of all that it launches, recorded as one CUDA graph."""
+    run()
+    synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return median_ms(graph.replay, times)
+
+
 def no_attention(queries: torch.Tensor, *_: Any) -> torch.Tensor:
     return queries.transpose(0, 1).contiguous()
 
@@ -116,8 +126,8 @@ def sweep(shape: Any, heads: int, caps: list[int], device: torch.device, options
     attend, choose = kernels.split_attention(processors), kernels._tiling
     begin = time.perf_counter()
     for cap, tokens in itertools.product(caps, TOKENS):
-        read = 2 * shape.kv_heads * cap * shape.head_dim * shape.dtype.itemsize
         memory, padded = noise_memory(shape, cap, device), graph_runner._size_for(tokens)
+        read = memory.stream[0].nbytes
         layer_us = attention_of(memory, heads, padded, tokens, options.times)
         chosen = choose(padded * heads // shape.kv_heads, shape.dtype)
         tilings = [kernels._Tiling(*kind, n) for kind in TILINGS[tokens] for n in PROGRAMS]
@@ -170,14 +180,8 @@ def attention_of(
             for stream, tail in zip(memory.stream, memory.tail, strict=True):
                 attend(queries, stream, tail, memory, inputs, 0.1)
 
-        all_layers()
-        if memory.stream.is_cuda:
-            synchronize()
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                all_layers()
-            return 1e3 * median_ms(graph.replay, times) / layers
-        return 1e3 * median_ms(all_layers, times) / layers
+        measured = recorded_ms if memory.stream.is_cuda else median_ms
+        return 1e3 * measured(all_layers, times) / layers
 
     return layer_us
 
@@ -238,12 +242,7 @@ def products(model: Any, times: int) -> None:
                     linear(given, weight, bias)
 
             with torch.inference_mode():
-                all_layers()
-                synchronize()
-                graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(graph):
-                    all_layers()
-            ways[way] = 1e3 * median_ms(graph.replay, times) / len(weights)
+                ways[way] = 1e3 * recorded_ms(all_layers, times) / len(weights)
         kernels._strip = choose
         size = weights[0][0].nbytes
         print(f"  {name:9} {columns:>6} -> {rows:<6}", "  ".join(

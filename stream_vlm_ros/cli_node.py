@@ -101,7 +101,7 @@ class AskCommand(TyperCommand):
             questions_of(f"--node {node}", [*first, *values.get("questions", [])]),
             choices_of(values.get("choice"), values.get("choices")),
             values.get("about"),
-            ",".join(values.get("source_name", ())),
+            _names(values.get("source_name")),
             values.get("max_new_tokens", 0),
             values.get("history", ""),
             values.get("cancel_after"),
